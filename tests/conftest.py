@@ -1,0 +1,26 @@
+"""Fixtures shared by the whole suite."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+os.environ.setdefault("WANDB_MODE", "offline")
+os.environ.setdefault("WANDB_SILENT", "true")
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def acdc_archive() -> Path:
+    """The folder with the packed real ACDC patients; tests that need it skip, and say so, where it is absent."""
+    folder = Path(os.environ.get("MAMBASEG_ACDC_ARCHIVE", REPOSITORY.parent / "shared" / "data" / "acdc"))
+    if not (folder / "acdc_trainval.zip").is_file():
+        pytest.skip(f"real ACDC data not found at {folder} (set MAMBASEG_ACDC_ARCHIVE)")
+    return folder
