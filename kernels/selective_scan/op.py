@@ -1,0 +1,205 @@
+"""The selective scan as two torch operators, so that it compiles, exports, checks and runs on every device.
+
+The operators take one layout, channels last: (batch, L, group, channel). ``map_height`` lets the four groups of a 2-D
+scan read one map in four orders in place, where a sequence scan would need four copies of it.
+
+Under autocast the operators leave their inputs alone: half activations may stay half, since every implementation
+accumulates the state in float32 whatever it is given.
+"""
+
+import importlib
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mambaseg.kernels import backend
+from mambaseg.kernels.selective_scan import chunked
+from mambaseg.kernels.selective_scan.reference import grouped_scan_reference, state_dtype
+
+CPU_CHUNK = 32
+GPU_CHUNK = 64
+
+
+def chunk_length(device: torch.device) -> int:
+    """Return the steps between two saved states, what a backward pass recomputes at a time (README.md, Chunks)."""
+    return GPU_CHUNK if device.type == "cuda" else CPU_CHUNK
+
+
+def grouped_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    map_height: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """Scan groups of channels, channels last; inputs may be strided or expanded.
+
+    Args:
+        u: Input, (batch, L, G, D).
+        delta: Step sizes before bias and softplus, (batch, L, G, D).
+        A: Real decay rates, negative in every use, (G, D, N).
+        B: Input matrices, (batch, L, G, N).
+        C: Output matrices, (batch, L, G, N).
+        D: Skip weights, (G, D).
+        delta_bias: Added to ``delta`` before the softplus, (G, D).
+        delta_softplus: Pass step sizes through softplus.
+        map_height: 0 when L is time. Otherwise L is a row-major map of that height, G is 4, and group k walks it in
+            direction k of ``cross_scan``; every input and output stays in map order.
+
+    Returns:
+        out (batch, L, G, D) of ``u``'s type and the last state (batch, G, D, N), float32 (float64 for float64 inputs).
+
+    Raises:
+        ScanBackendError: The implementation asked for cannot run here.
+    """
+    if backend.forced_backend() == "reference":
+        return grouped_scan_reference(u, delta, A, B, C, D, delta_bias, delta_softplus, map_height)
+    inputs = (u, delta, A, B, C, D, delta_bias)
+    save_states = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs)
+    out, last_state, _ = selective_scan_forward(*inputs, delta_softplus, map_height, save_states)
+    return out, last_state
+
+
+@torch.library.custom_op("mambaseg::selective_scan_forward", mutates_args=(), device_types=("cpu", "cuda"))
+def selective_scan_forward(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    map_height: int,
+    save_states: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Run ``grouped_scan`` with the implementation that serves the device, keeping states for the backward pass."""
+    result: tuple[Tensor, Tensor, Tensor] = _implementation(u.device).forward(
+        u, delta, A, B, C, D, delta_bias, delta_softplus, map_height, chunk_length(u.device), save_states
+    )
+    return result
+
+
+@torch.library.custom_op("mambaseg::selective_scan_backward", mutates_args=(), device_types=("cpu", "cuda"))
+def selective_scan_backward(
+    grad_out: Tensor,
+    grad_last_state: Tensor | None,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    states: Tensor,
+    delta_softplus: bool,
+    map_height: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Run the backward pass with the implementation that serves the device."""
+    result: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor] = _implementation(u.device).backward(
+        grad_out,
+        grad_last_state,
+        u,
+        delta,
+        A,
+        B,
+        C,
+        D,
+        delta_bias,
+        states,
+        delta_softplus,
+        map_height,
+        chunk_length(u.device),
+    )
+    return result
+
+
+def _implementation(device: torch.device) -> ModuleType:
+    if backend.select(device) == "triton":
+        return importlib.import_module("mambaseg.kernels.selective_scan.triton_launch")
+    return chunked
+
+
+@selective_scan_forward.register_fake
+def _forward_shapes(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    map_height: int,
+    save_states: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    batch, length, groups, channels = u.shape
+    d_state = A.shape[-1]
+    dtype = state_dtype(u, delta, A, B, C)
+    chunk = chunk_length(u.device)
+    chunks = (length + chunk - 1) // chunk if save_states else 0
+    return (
+        u.new_empty(batch, length, groups, channels),
+        u.new_empty(batch, groups, channels, d_state, dtype=dtype),
+        u.new_empty(batch, chunks, groups, d_state, channels, dtype=dtype),
+    )
+
+
+@selective_scan_backward.register_fake
+def _backward_shapes(
+    grad_out: Tensor,
+    grad_last_state: Tensor | None,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    states: Tensor,
+    delta_softplus: bool,
+    map_height: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    shaped_alike = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in (u, delta, A, B, C)]
+    by_channel = u.new_empty(u.shape[2:], dtype=states.dtype)
+    return (
+        shaped_alike[0],
+        shaped_alike[1],
+        shaped_alike[2],
+        shaped_alike[3],
+        shaped_alike[4],
+        by_channel,
+        torch.empty_like(by_channel),
+    )
+
+
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    *tensors, ctx.delta_softplus, ctx.map_height, ctx.states_saved = inputs
+    ctx.save_for_backward(*tensors, output[2])
+    ctx.mark_non_differentiable(output[2])
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(
+    ctx: Any, grad_out: Tensor | None, grad_last_state: Tensor | None, _grad_states: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    u, delta, A, B, C, D, delta_bias, states = ctx.saved_tensors
+    if not ctx.states_saved:
+        raise RuntimeError("selective_scan_forward ran with save_states=False, so it cannot be differentiated")
+    if grad_out is None:
+        grad_out = torch.zeros_like(u)
+    *grads, grad_D, grad_bias = selective_scan_backward(
+        grad_out, grad_last_state, u, delta, A, B, C, D, delta_bias, states, ctx.delta_softplus, ctx.map_height
+    )
+    grad_D = None if D is None else grad_D.to(D.dtype)
+    grad_bias = None if delta_bias is None else grad_bias.to(delta_bias.dtype)
+    return (*grads, grad_D, grad_bias, None, None, None)
+
+
+selective_scan_forward.register_autograd(_differentiate, setup_context=_save_for_backward)

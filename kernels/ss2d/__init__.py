@@ -1,0 +1,5 @@
+"""The four-direction scan of a 2-D map."""
+
+from mambaseg.kernels.ss2d.ss2d import ss2d
+
+__all__ = ["ss2d"]

@@ -1,0 +1,101 @@
+"""Random scan inputs, and the error measure of every kernel test."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def relative_rms(actual: Tensor, expected: Tensor) -> float:
+    """Return the RMS of the error relative to the RMS of what is expected, in float64."""
+    error = (actual.detach().double().cpu() - expected.detach().double().cpu()).square().mean().sqrt()
+    return float(error / expected.detach().double().cpu().square().mean().sqrt().clamp_min(1e-12))
+
+
+def assert_close(name: str, actual: Tensor, expected: Tensor, tolerance: float) -> None:
+    """Demand equal shapes, finite values and a relative RMS error within ``tolerance``."""
+    assert actual.shape == expected.shape, f"{name}: {tuple(actual.shape)} is not {tuple(expected.shape)}"
+    assert actual.isfinite().all(), f"{name} is not finite"
+    error = relative_rms(actual, expected)
+    assert error <= tolerance, f"{name}: relative RMS error {error:.2e} exceeds {tolerance:.0e}"
+
+
+def scan_inputs(
+    batch: int,
+    dim: int,
+    length: int,
+    d_state: int,
+    groups: int | None = None,
+    dtype: torch.dtype = torch.float64,
+    device: str = "cpu",
+    skip: bool = True,
+    gate: bool = False,
+    bias: bool = True,
+    requires_grad: bool = True,
+) -> dict[str, Any]:
+    """Draw the arguments of ``selective_scan``; parameters stay float32 where activations are half."""
+    generator = torch.Generator().manual_seed(length * 1000 + dim)
+    wide = torch.promote_types(dtype, torch.float32)
+
+    def draw(*shape: int, kind: torch.dtype = dtype) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(device, kind)
+
+    matrices = (batch, d_state, length) if groups is None else (batch, groups, d_state, length)
+    inputs = {
+        "u": draw(batch, dim, length),
+        "delta": draw(batch, dim, length) * 0.5,
+        "A": -torch.rand(dim, d_state, generator=generator, dtype=torch.float64).to(device, wide) * 4 - 0.1,
+        "B": draw(*matrices),
+        "C": draw(*matrices),
+        "D": draw(dim, kind=wide) if skip else None,
+        "z": draw(batch, dim, length) if gate else None,
+        "delta_bias": draw(dim, kind=wide) - 3 if bias else None,
+    }
+    return {name: value if value is None else value.requires_grad_(requires_grad) for name, value in inputs.items()}
+
+
+def map_inputs(
+    batch: int,
+    channels: int,
+    height: int,
+    width: int,
+    d_state: int,
+    rank: int = 2,
+    dtype: torch.dtype = torch.float64,
+    device: str = "cpu",
+) -> dict[str, Tensor]:
+    """Draw the arguments of ``ss2d``, initialised like SS2D's; parameters stay float32 where the map is half."""
+    generator = torch.Generator().manual_seed(height * 1000 + width)
+    wide = torch.promote_types(dtype, torch.float32)
+
+    def draw(*shape: int, scale: float = 1.0, kind: torch.dtype = wide) -> Tensor:
+        return (torch.randn(*shape, generator=generator, dtype=torch.float64) * scale).to(device, kind)
+
+    rates = torch.arange(1, d_state + 1, dtype=torch.float64).log().expand(4 * channels, d_state)
+    inputs = {
+        "x": draw(batch, channels, height, width, kind=dtype),
+        "x_proj_weight": draw(4, rank + 2 * d_state, channels, scale=channels**-0.5),
+        "dt_projs_weight": draw(4, channels, rank, scale=rank**-0.5),
+        "dt_projs_bias": draw(4, channels) - 3,
+        "A_logs": rates.to(device, wide).clone(),
+        "Ds": draw(4 * channels),
+    }
+    return {name: value.requires_grad_() for name, value in inputs.items()}
+
+
+def gradients(out: Tensor, inputs: dict[str, Any], last_state: Tensor | None = None) -> dict[str, Tensor]:
+    """Differentiate a fixed, uneven weighting of the outputs by every input that is a tensor."""
+    weights = torch.linspace(-1, 2, out.numel(), dtype=torch.float64).sin().view(out.shape).to(out.device)
+    loss = (out.to(weights.dtype) * weights).sum()
+    if last_state is not None:
+        loss = loss + last_state.to(weights.dtype).square().sum()
+    tensors = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
+    return dict(zip(tensors, torch.autograd.grad(loss, list(tensors.values())), strict=True))
+
+
+def in_float64(inputs: dict[str, Any]) -> dict[str, Any]:
+    """Copy inputs to float64 on the CPU: what the reference computes the truth from."""
+    return {
+        name: value.detach().cpu().double().requires_grad_() if isinstance(value, Tensor) else value
+        for name, value in inputs.items()
+    }
