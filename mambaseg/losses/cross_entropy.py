@@ -1,0 +1,25 @@
+"""Cross-entropy over known pixels: dense, scribbled or none."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+HALF = (torch.float16, torch.bfloat16)
+
+
+def partial_cross_entropy(logits: Tensor, target: Tensor, ignore_index: int = 255) -> Tensor:
+    """Return the mean cross-entropy over the known pixels of a batch, 0 where none is known.
+
+    Args:
+        logits: (B, K, *S).
+        target: (B, *S) int64 in 0..K-1, or ``ignore_index``.
+        ignore_index: Label of pixels that do not count.
+
+    Returns:
+        A scalar in fp32 (fp64 for fp64 input); unlike PyTorch's mean reduction it is never NaN.
+    """
+    if logits.dtype in HALF:
+        logits = logits.float()
+    total = F.cross_entropy(logits, target, ignore_index=ignore_index, reduction="sum")
+    known = (target != ignore_index).sum()
+    return total / known.clamp(min=1)

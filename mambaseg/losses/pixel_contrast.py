@@ -1,0 +1,103 @@
+"""Contrast between pixels: InfoNCE across two networks with class-aware negatives."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORE_INDEX = 255
+
+
+@dataclass(frozen=True)
+class PixelSample:
+    """Pixels chosen from a batch.
+
+    Attributes:
+        image: (N,) int64, index of the image in the batch.
+        position: S tensors (N,) int64, one a spatial axis, at full resolution.
+        classes: (N,) int64, the class of each pixel.
+        valid: (N,) bool; where the batch has fewer usable pixels than N, the rest is invalid.
+    """
+
+    image: Tensor
+    position: tuple[Tensor, ...]
+    classes: Tensor
+    valid: Tensor
+
+
+@torch.no_grad()
+def sample_pixels(class_map: Tensor, count: int) -> PixelSample:
+    """Draw pixels without replacement, every present class equally often in expectation.
+
+    Gumbel top-k over the whole map: no loop over classes, no wait for the GPU, and always ``count`` results.
+
+    Args:
+        class_map: (B, *S) int64, 255 where the class is not known well enough to contrast.
+        count: N, how many pixels to draw.
+
+    Returns:
+        The sample, of ``min(count, number of pixels)`` entries.
+    """
+    flat = class_map.flatten()
+    usable = flat != IGNORE_INDEX
+    histogram = torch.bincount(flat, minlength=IGNORE_INDEX + 1)[: IGNORE_INDEX + 1]
+    log_weight = -histogram.clamp(min=1).float().log()[flat]
+    uniform = torch.rand(flat.shape, device=flat.device).clamp_(1e-12, 1 - 1e-7)
+    score = (log_weight - torch.log(-torch.log(uniform))).masked_fill(~usable, -torch.inf)
+    chosen = score.topk(min(count, flat.numel()), sorted=False).indices
+    image, *position = torch.unravel_index(chosen, class_map.shape)
+    return PixelSample(image, tuple(position), flat[chosen], usable[chosen])
+
+
+def gather_at(features: Tensor, sample: PixelSample, stride: int) -> Tensor:
+    """Return the feature vectors (N, F) at sampled pixels.
+
+    Args:
+        features: (B, F, *S') map whose cell covers ``stride`` pixels a side.
+        sample: Pixels at full resolution.
+        stride: Pixels a cell.
+    """
+    channels_last = features.movedim(1, -1)
+    return channels_last[(sample.image, *(p // stride for p in sample.position))]
+
+
+def pixel_info_nce(anchors: Tensor, keys: Tensor, sample: PixelSample, temperature: float) -> Tensor:
+    """Return the InfoNCE loss of one network's pixels against the other's.
+
+    A pixel's positive is the same pixel seen by the other network; its negatives are the other network's vectors at
+    sampled pixels of every *other* class, on all DDP ranks. Pixels of the same class elsewhere are neither: pushing
+    them away would tear a class apart. Keys get no gradient. Memory is N x (N · ranks), whatever the image size.
+
+    Args:
+        anchors: (N, E) unit vectors of the network that learns.
+        keys: (N, E) unit vectors of the other network at the same pixels.
+        sample: Classes and validity of the pixels.
+        temperature: Divides the cosine similarities.
+
+    Returns:
+        The mean over valid anchors; 0 where there is none.
+    """
+    keys = keys.detach()
+    all_keys, all_classes, all_valid = (_gather_ranks(t) for t in (keys, sample.classes, sample.valid))
+    positive = (anchors * keys).sum(-1, keepdim=True) / temperature
+    similarity = anchors @ all_keys.T / temperature
+    is_negative = (sample.classes[:, None] != all_classes[None, :]) & all_valid[None, :]
+    logits = torch.cat([positive, similarity.masked_fill(~is_negative, -torch.inf)], dim=1)
+    per_anchor = torch.logsumexp(logits, dim=1) - positive.squeeze(1)
+    return (per_anchor * sample.valid).sum() / sample.valid.sum().clamp(min=1)
+
+
+def _gather_ranks(tensor: Tensor) -> Tensor:
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return tensor
+    as_bytes_safe = tensor.to(torch.uint8) if tensor.dtype == torch.bool else tensor.contiguous()
+    parts = [torch.empty_like(as_bytes_safe) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, as_bytes_safe)
+    return torch.cat(parts).to(tensor.dtype)
+
+
+def unit(vectors: Tensor) -> Tensor:
+    """Return ``vectors`` (N, E) scaled to length 1, in fp32."""
+    return F.normalize(vectors.float(), dim=-1)
