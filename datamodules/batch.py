@@ -1,0 +1,41 @@
+"""What a batch holds: the one contract between data and methods."""
+
+from enum import IntEnum
+from typing import NotRequired, TypedDict
+
+from torch import Tensor
+
+IGNORE_INDEX = 255
+"""Label value of a pixel about which nothing is known; every loss skips it."""
+
+
+class Supervision(IntEnum):
+    """How much of a sample's label map is known."""
+
+    NONE = 0
+    SCRIBBLE = 1
+    DENSE = 2
+
+
+class Batch(TypedDict):
+    """A batch of samples; ``*S`` is (H, W) or (D, H, W).
+
+    One label map serves dense masks, scribbles (mostly ``IGNORE_INDEX``) and unlabelled images (all ``IGNORE_INDEX``).
+
+    Attributes:
+        image: (B, C, *S) float32.
+        label: (B, *S) int64, ``IGNORE_INDEX`` where unknown.
+        supervision: (B,) int64, values of ``Supervision``.
+        case_id: B names such as ``patient001_frame01``.
+        spacing_mm: (B, dims) float32 in the order of the array's axes, NaN where the source gave none.
+        image_strong: (B, C, *S) float32, the same view as ``image`` under a stronger intensity change.
+        audit_label: (B, *S) int64, the truth kept aside to watch pseudo-labels; no loss may read it.
+    """
+
+    image: Tensor
+    label: Tensor
+    supervision: Tensor
+    case_id: list[str]
+    spacing_mm: Tensor
+    image_strong: NotRequired[Tensor]
+    audit_label: NotRequired[Tensor]

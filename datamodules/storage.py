@@ -1,0 +1,200 @@
+"""Prepared datasets: memory-mapped arrays on disk, read lazily and shared between processes by the page cache."""
+
+import difflib
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mambaseg.datamodules.manifest import (
+    CASE_FILE,
+    CASES_FOLDER,
+    MANIFEST_FILE,
+    ArrayRecord,
+    CaseRecord,
+    Detail,
+    read_manifest,
+)
+from mambaseg.datamodules.source import ArrayKind
+from mambaseg.errors import InputError
+
+REIMPORT = "Run `mambaseg prepare` again: it re-imports what is missing or changed."
+
+
+class PreparedDataset:
+    """A folder that ``mambaseg prepare`` wrote; implements ``CaseSource``.
+
+    Only the manifest is read at first. An array is opened when it is asked for, read-only; pickling drops the open
+    arrays, so an instance travels to forked and to spawned workers alike.
+
+    Args:
+        root: The folder with ``manifest.json``.
+
+    Raises:
+        InputError: There is no manifest, or it is damaged or of another program.
+    """
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = Path(root)
+        path = self.root / MANIFEST_FILE
+        if not path.is_file():
+            raise InputError(_no_manifest(self.root))
+        self.manifest = read_manifest(path)
+        self._open: dict[tuple[str, ArrayKind], np.ndarray] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": {}}
+
+    def __repr__(self) -> str:
+        return f"PreparedDataset({str(self.root)!r}: {self.name}, {len(self.manifest.cases)} cases)"
+
+    @property
+    def name(self) -> str:
+        """The dataset's name."""
+        return self.manifest.header.dataset
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Name of every label value, background first."""
+        return self.manifest.header.class_names
+
+    def case_ids(self) -> list[str]:
+        """Return every case id, sorted."""
+        return sorted(self.manifest.cases)
+
+    def record(self, case_id: str) -> CaseRecord:
+        """Return all that the manifest says of a case.
+
+        Raises:
+            InputError: There is no such case; the message gives close matches.
+        """
+        try:
+            return self.manifest.cases[case_id]
+        except KeyError:
+            close = difflib.get_close_matches(case_id, self.manifest.cases, n=3)
+            hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+            raise InputError(f"{self.root / MANIFEST_FILE} has no case {case_id!r}.{hint}") from None
+
+    def group(self, case_id: str) -> str:
+        """Return the patient of a case."""
+        return self.record(case_id).group
+
+    def groups(self) -> list[str]:
+        """Return every patient, sorted."""
+        return sorted({record.group for record in self.manifest.cases.values()})
+
+    def has(self, case_id: str, kind: ArrayKind) -> bool:
+        """Say whether the case has an array of that kind."""
+        return kind in self.record(case_id).arrays
+
+    def shape(self, case_id: str) -> tuple[int, int, int]:
+        """Return (D, H, W) without opening the array."""
+        return self.record(case_id).arrays["image"].shape
+
+    def spacing_mm(self, case_id: str) -> tuple[float, float, float] | None:
+        """Return the voxel size along (z, y, x), or None where the source gave none."""
+        return self.record(case_id).spacing_mm
+
+    def affine(self, case_id: str) -> np.ndarray | None:
+        """Return the 4 x 4 float64 map from the source's (x, y, z) voxel indices to millimetres in RAS+ space."""
+        affine = self.record(case_id).affine
+        return None if affine is None else np.asarray(affine, dtype=np.float64)
+
+    def details(self, case_id: str) -> dict[str, Detail]:
+        """Return what else the source told: true frame number, cardiac phase, pathology."""
+        return self.record(case_id).details
+
+    def sha256(self, case_id: str, kind: ArrayKind) -> str:
+        """Return the recorded checksum of an array's file."""
+        return self._array_record(case_id, kind).sha256
+
+    def array(self, case_id: str, kind: ArrayKind) -> np.ndarray:
+        """Return a read-only memory map of shape (D, H, W): image float32, label and scribble uint8.
+
+        Raises:
+            InputError: The case has no such array, or its file is missing or unlike the manifest.
+        """
+        key = (case_id, kind)
+        if key not in self._open:
+            self._open[key] = open_array(self.root, self._array_record(case_id, kind))
+        return self._open[key]
+
+    def size_bytes(self) -> int:
+        """Return the size of all arrays on disk."""
+        records = self.manifest.cases.values()
+        return sum((self.root / array.file).stat().st_size for record in records for array in record.arrays.values())
+
+    def verify(self) -> None:
+        """Recompute every checksum.
+
+        Raises:
+            InputError: A file is missing or its content is not what the manifest recorded; all such files are named.
+        """
+        records = self.manifest.cases.values()
+        damage = [check_array(self.root, array) for record in records for array in record.arrays.values()]
+        found = [message for message in damage if message]
+        if found:
+            raise InputError(f"{self.root} is damaged:\n  " + "\n  ".join(found) + f"\n{REIMPORT} Add --verify.")
+
+    def _array_record(self, case_id: str, kind: ArrayKind) -> ArrayRecord:
+        arrays = self.record(case_id).arrays
+        if kind not in arrays:
+            raise InputError(
+                f"{self.root / MANIFEST_FILE}: case {case_id!r} has no {kind}, only {', '.join(arrays)}. "
+                f"Leave it out, or prepare a source that has the {kind}."
+            )
+        return arrays[kind]
+
+
+def open_array(root: Path, record: ArrayRecord) -> np.ndarray:
+    """Memory-map a stored array read-only.
+
+    Raises:
+        InputError: The file is missing, truncated, or its shape or type differs from the record.
+    """
+    path = root / record.file
+    try:
+        array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise InputError(f"{path} is named by {root / MANIFEST_FILE} but does not exist. {REIMPORT}") from None
+    except (ValueError, EOFError, OSError) as error:
+        raise InputError(f"{path} is not a whole .npy file: {error}. {REIMPORT}") from error
+    if array.shape != record.shape or array.dtype != np.dtype(record.dtype):
+        raise InputError(
+            f"{path} holds {array.dtype} {array.shape}, but {root / MANIFEST_FILE} says {record.dtype} {record.shape} "
+            f"in fields 'dtype' and 'shape'. {REIMPORT}"
+        )
+    return array
+
+
+def check_array(root: Path, record: ArrayRecord) -> str | None:
+    """Compare a stored array with its record, checksum included; return what is wrong, or None."""
+    try:
+        open_array(root, record)
+    except InputError as error:
+        return str(error)
+    actual = file_sha256(root / record.file)
+    if actual != record.sha256:
+        return f"{root / record.file}: sha256 is {actual}, the manifest says {record.sha256}."
+    return None
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's content in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _no_manifest(root: Path) -> str:
+    finished = sum(1 for _ in (root / CASES_FOLDER).glob(f"*/{CASE_FILE}"))
+    if finished:
+        return (
+            f"{root} holds {finished} finished cases but no {MANIFEST_FILE}: a prepare was interrupted or met bad "
+            "files. Run the same `mambaseg prepare` command again; it keeps what is finished."
+        )
+    what = f"has no {MANIFEST_FILE}" if root.is_dir() else "does not exist"
+    return (
+        f"{root} is no prepared dataset: it {what}. Run `mambaseg prepare acdc --source DIR --out {root}` first, "
+        "or give the folder that prepare wrote."
+    )
