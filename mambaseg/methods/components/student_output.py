@@ -1,0 +1,35 @@
+"""What a student said about a batch, computed once and shared by all loss terms."""
+
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+class StudentOutput:
+    """Logits of one student and what is derived from them, each derived once.
+
+    Args:
+        logits: (B, K, *S).
+        decoded: (B, F, *S') decoder features.
+    """
+
+    def __init__(self, logits: Tensor, decoded: Tensor) -> None:
+        self.logits = logits
+        self.decoded = decoded
+
+    @cached_property
+    def probabilities(self) -> Tensor:
+        """(B, K, *S) softmax in fp32 (fp64 for fp64 logits), with gradient."""
+        wide = self.logits if self.logits.dtype == torch.float64 else self.logits.float()
+        return wide.softmax(dim=1)
+
+    @cached_property
+    def pseudo_label(self) -> Tensor:
+        """(B, *S) int64 argmax; it carries no gradient."""
+        return self.logits.detach().argmax(dim=1)
+
+
+def mean_probabilities(outputs: list[StudentOutput]) -> Tensor:
+    """Return the mean of the students' probabilities, (B, K, *S), without gradient."""
+    return torch.stack([output.probabilities.detach() for output in outputs]).mean(0)

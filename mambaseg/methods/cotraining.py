@@ -1,0 +1,212 @@
+"""Students that are trained side by side: everything a method shares with every other."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any, cast
+
+import lightning.pytorch as L
+import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+
+from mambaseg.datamodules.batch import IGNORE_INDEX, Batch
+from mambaseg.errors import InputError
+from mambaseg.inference.slices import ENSEMBLE, SliceInference
+from mambaseg.methods.components.optimizers import JointOptimizer, StudentConfig, build_optimizer, build_schedule
+from mambaseg.methods.components.pseudo_label_quality import pseudo_label_quality
+from mambaseg.methods.components.student_output import StudentOutput
+from mambaseg.metrics.case_scores import CaseScores
+from mambaseg.metrics.rows import OVERLAP_NAMES, VALUE_NAMES, CaseScore
+from mambaseg.metrics.summary import PredictorSummary, summarize
+from mambaseg.networks import create_network
+
+
+class CoTrainingModule(L.LightningModule, ABC):
+    """Networks that learn together from whatever each sample's label map tells.
+
+    A method is a subclass with ``training_losses``. Optimizers, schedules, logging, validation of every student and of
+    their ensemble, and testing are here; clipping, accumulation, mixed precision and DDP are Lightning's own.
+
+    Args:
+        students: The networks by name, each with its optimizer and schedule.
+        num_classes: Classes, background included; set from the data.
+        in_channels: Channels of the images; set from the data.
+        class_names: Names of the classes, background first; set from the data.
+        inference: How whole volumes are segmented.
+        surface_in_fit: Compute surface distances in the validation runs of ``fit`` too; ``validate`` and ``test``
+            always do.
+
+    Raises:
+        InputError: There is no student, or one is called like the ensemble.
+    """
+
+    def __init__(
+        self,
+        students: dict[str, StudentConfig],
+        num_classes: int = 4,
+        in_channels: int = 1,
+        class_names: list[str] | None = None,
+        inference: SliceInference = SliceInference(),  # noqa: B008  frozen, so sharing it is safe
+        surface_in_fit: bool = False,
+    ) -> None:
+        super().__init__()
+        if not students or ENSEMBLE in students:
+            raise InputError(f"students is {sorted(students)}: name at least one, and none of them {ENSEMBLE!r}.")
+        self.student_configs = students
+        self.students = nn.ModuleDict(
+            {name: create_network(s.network, in_channels, num_classes, **s.options) for name, s in students.items()}
+        )
+        self.num_classes = num_classes
+        self.class_names = tuple(class_names or ["background", *(f"class{i}" for i in range(1, num_classes))])
+        self.inference = inference
+        self.surface_in_fit = surface_in_fit
+        self.last_scores: list[CaseScore] = []
+
+    @property
+    def student_names(self) -> list[str]:
+        """Names of the students, in the order of the configuration."""
+        return list(self.student_configs)
+
+    @property
+    def predictor_names(self) -> list[str]:
+        """Who is scored: every student, and the ensemble where there are several."""
+        return [*self.student_names, ENSEMBLE] if len(self.student_names) > 1 else self.student_names
+
+    @abstractmethod
+    def training_losses(self, batch: Batch, outputs: dict[str, StudentOutput]) -> dict[str, Tensor]:
+        """Return the weighted terms of the loss, by name; they are summed for the one backward pass.
+
+        Labels are read only where ``batch["label"]`` is not ``IGNORE_INDEX``.
+
+        Args:
+            batch: A training batch.
+            outputs: What each student made of ``batch["image"]``.
+        """
+
+    def student_parameters(self, name: str) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield what the student's optimizer trains; a method adds heads of its own here."""
+        yield from self.students[name].named_parameters()
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """Join the students' optimizers and schedules."""
+        optimizer = self.build_optimizer()
+        run_steps = int(self.trainer.estimated_stepping_batches)
+        schedule = build_schedule(optimizer, self.student_configs, run_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def build_optimizer(self) -> JointOptimizer:
+        """Return the students' optimizers as one."""
+        parts = [build_optimizer(self.student_parameters(n), s.optimizer, n) for n, s in self.student_configs.items()]
+        return JointOptimizer(parts)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip each student by itself, so that one student's spike does not shrink the others' steps."""
+        if not gradient_clip_val:
+            return
+        for name in self.student_names:
+            parameters = [p for _, p in self.student_parameters(name)]
+            if gradient_clip_algorithm == "value":
+                nn.utils.clip_grad_value_(parameters, gradient_clip_val)
+            else:
+                nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
+
+    def forward(self, image: Tensor) -> dict[str, StudentOutput]:
+        """Return every student's output on ``image`` (B, C, *S)."""
+        return {name: StudentOutput(*network.forward_with_features(image)) for name, network in self._networks()}
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the summed loss of one batch."""
+        outputs = self(batch["image"])
+        terms = self.training_losses(batch, outputs)
+        loss = torch.stack(list(terms.values())).sum()
+        if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self._log_step(batch, outputs, terms, loss)
+        return loss
+
+    def _log_step(
+        self, batch: Batch, outputs: dict[str, StudentOutput], terms: dict[str, Tensor], loss: Tensor
+    ) -> None:
+        values: dict[str, Any] = {f"loss/{name}": term.detach() for name, term in terms.items()}
+        values |= {f"lr/{group['student']}": group["lr"] for group in cast(Any, self.optimizers()).param_groups}
+        values |= pseudo_label_quality(batch, outputs)
+        self.log("loss", loss.detach(), prog_bar=True, batch_size=len(batch["case_id"]))
+        self.log_dict(values, batch_size=len(batch["case_id"]))
+
+    def on_validation_epoch_start(self) -> None:
+        """Start a fresh table of scores."""
+        self._start_scores()
+
+    def on_test_epoch_start(self) -> None:
+        """Start a fresh table of scores."""
+        self._start_scores()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, dict[str, Tensor]]:
+        """Segment and score the one case of the batch."""
+        fitting = self.trainer.state.fn == TrainerFn.FITTING
+        return self._score_case(batch, surface=self.surface_in_fit or not fitting)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, dict[str, Tensor]]:
+        """Segment and score the one case of the batch, surface distances included."""
+        return self._score_case(batch, surface=True)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, dict[str, Tensor]]:
+        """Segment the one case of the batch."""
+        return {"predictions": self.inference(dict(self._networks()), batch["image"][0])}
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the means of every student and of the ensemble."""
+        self._finish_scores("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the means of every student and of the ensemble."""
+        self._finish_scores("test")
+
+    def _networks(self) -> Iterator[tuple[str, Any]]:
+        yield from self.students.items()
+
+    def _start_scores(self) -> None:
+        self._case_scores = CaseScores(self.class_names, self.predictor_names).to(self.device)
+
+    def _score_case(self, batch: Batch, surface: bool) -> dict[str, dict[str, Tensor]]:
+        predictions = self.inference(dict(self._networks()), batch["image"][0])
+        spacing = batch["spacing_mm"][0].tolist()
+        for name, prediction in predictions.items():
+            self._case_scores.update(batch["case_id"][0], name, prediction, batch["label"][0], spacing, surface=surface)
+        return {"predictions": predictions}
+
+    def _finish_scores(self, part: str) -> None:
+        self.last_scores = self._case_scores.rows()
+        for summary in summarize(self.last_scores):
+            # The rows are already gathered, so every rank logs the same values and none needs to synchronise.
+            self.log_dict(logged_means(part, summary), rank_zero_only=False, sync_dist=False)
+            if summary.predictor == self.predictor_names[-1]:
+                self.log(f"{part}/dice", summary.foreground["dice"].mean, prog_bar=part == "val", sync_dist=False)
+
+
+def logged_means(part: str, summary: PredictorSummary) -> dict[str, float]:
+    """Name the means of one predictor for the loggers; scores that were not computed are left out.
+
+    Args:
+        part: ``val`` or ``test``.
+        summary: The predictor's statistics.
+    """
+    prefix = f"{part}/{summary.predictor}"
+    values = {f"{prefix}/{name}": summary.foreground[name].mean for name in VALUE_NAMES}
+    values |= {f"{prefix}/{name}_with_background": summary.with_background[name].mean for name in OVERLAP_NAMES}
+    values |= {f"{prefix}/dice/{c.class_name}": c.scores["dice"].mean for c in summary.foreground_classes}
+    return {name: value for name, value in values.items() if not math.isnan(value)}
+
+
+def unknown_target(batch: Batch, pseudo_label: Tensor) -> Tensor:
+    """Return pseudo-labels where the batch's label map knows nothing and ``IGNORE_INDEX`` elsewhere, (B, *S) int64.
+
+    With dense and unlabelled samples in a batch this selects the unlabelled ones, without a copy of either half.
+    """
+    return torch.where(batch["label"] == IGNORE_INDEX, pseudo_label, IGNORE_INDEX)

@@ -1,0 +1,141 @@
+"""Semi-Mamba-UNet: two different networks teach each other on unlabelled images."""
+
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from mambaseg.datamodules.batch import Batch
+from mambaseg.errors import InputError
+from mambaseg.losses.pooled_contrast import Reduction, pooled_contrast_loss
+from mambaseg.methods.components.pixel_contrast import PixelContrast, PixelContrastConfig
+from mambaseg.methods.components.ramp_up import RampUp
+from mambaseg.methods.components.student_output import StudentOutput, mean_probabilities
+from mambaseg.methods.cotraining import CoTrainingModule, unknown_target
+from mambaseg.methods.supervised import segmentation_loss
+
+Term = Literal["supervised", "cross", "pooled_contrast", "pixel_contrast"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Weights of the published terms.
+
+    Attributes:
+        supervised_ce: Cross-entropy on labelled pixels, for each student.
+        supervised_dice: Dice on labelled pixels, for each student.
+        cross_ce: Cross-entropy to the partner's pseudo-label, for each student.
+        cross_dice: Dice to the partner's pseudo-label, for each student.
+        cross_ramp: Factor of the two cross terms over training.
+        pooled_contrast: Weight of the pooled-logit agreement, once for each pair of students.
+        pooled_reduction: Its normalisation.
+    """
+
+    supervised_ce: float
+    supervised_dice: float
+    cross_ce: float
+    cross_dice: float
+    cross_ramp: RampUp
+    pooled_contrast: float
+    pooled_reduction: Reduction
+
+
+RECIPES: dict[str, Recipe] = {
+    # Equations 1-8 of https://arxiv.org/abs/2402.07245: a plain sum of all terms.
+    "paper": Recipe(1.0, 1.0, 1.0, 1.0, RampUp(1.0, 0), 1.0, "paper"),
+    # The released code: halved supervision, Dice alone across networks, a ramp that ends at 0.1.
+    "released": Recipe(0.5, 0.5, 0.0, 1.0, RampUp(0.1, 30_000, 150), 1.0, "released"),
+}
+
+
+class SemiMambaUNet(CoTrainingModule):
+    """Semi-supervised co-training (Semi-Mamba-UNet, https://arxiv.org/abs/2402.07245), for two or more students.
+
+    Paper and released code define different losses: ``recipe`` names the one meant. Neither contrasts pixels,
+    although the paper's title says so; ``pixel_contrast`` adds a term that does.
+
+    Args:
+        recipe: ``released`` or ``paper``.
+        cross_ramp: Replaces the recipe's ramp of the cross-supervision terms.
+        pixel_contrast: Adds the pixel-level InfoNCE between students.
+        ablate: Terms to leave out.
+        **kwargs: See ``CoTrainingModule``.
+
+    Raises:
+        InputError: Fewer than two students, or every term is ablated.
+    """
+
+    def __init__(
+        self,
+        *,
+        recipe: Literal["released", "paper"] = "released",
+        cross_ramp: RampUp | None = None,
+        pixel_contrast: PixelContrastConfig | None = None,
+        ablate: list[Term] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if len(self.students) < 2:
+            raise InputError(
+                f"SemiMambaUNet needs two or more students, got {self.student_names}; use Supervised for one."
+            )
+        self.recipe = RECIPES[recipe]
+        self.cross_ramp = cross_ramp or self.recipe.cross_ramp
+        self.ablated = frozenset(ablate or ())
+        self.pixel_contrast: PixelContrast | None = None
+        if pixel_contrast is not None and "pixel_contrast" not in self.ablated:
+            channels = {name: network.decoder_channels for name, network in self._networks()}
+            strides = {name: network.decoder_stride for name, network in self._networks()}
+            self.pixel_contrast = PixelContrast(channels, strides, pixel_contrast)
+
+    def student_parameters(self, name: str) -> Any:
+        """Yield the network's parameters and those of its contrast head."""
+        yield from super().student_parameters(name)
+        if self.pixel_contrast is not None:
+            yield from self.pixel_contrast.projector(name).named_parameters(prefix="projector")
+
+    def training_losses(self, batch: Batch, outputs: dict[str, StudentOutput]) -> dict[str, Tensor]:
+        """Return the configured terms; those of one student end in its name: ``cross/<student>``."""
+        terms: dict[str, Tensor] = {}
+        if "supervised" not in self.ablated:
+            terms |= self._supervised(batch, outputs)
+        if "cross" not in self.ablated:
+            terms |= self._cross(batch, outputs)
+        if "pooled_contrast" not in self.ablated:
+            terms["pooled_contrast"] = self._pooled_contrast(outputs)
+        if self.pixel_contrast is not None:
+            weight = self.pixel_contrast.config.weight(self.global_step)
+            terms["pixel_contrast"] = weight * self.pixel_contrast(batch, outputs)
+        return terms
+
+    def _supervised(self, batch: Batch, outputs: dict[str, StudentOutput]) -> dict[str, Tensor]:
+        ce, dice = self.recipe.supervised_ce, self.recipe.supervised_dice
+        return {
+            f"supervised/{name}": segmentation_loss(output, batch["label"], ce, dice)
+            for name, output in outputs.items()
+        }
+
+    def _cross(self, batch: Batch, outputs: dict[str, StudentOutput]) -> dict[str, Tensor]:
+        ramp = self.cross_ramp(self.global_step)
+        terms = {}
+        for name, output in outputs.items():
+            target = unknown_target(batch, partner_label([o for other, o in outputs.items() if other != name]))
+            loss = segmentation_loss(output, target, self.recipe.cross_ce, self.recipe.cross_dice)
+            terms[f"cross/{name}"] = ramp * loss
+        return terms
+
+    def _pooled_contrast(self, outputs: dict[str, StudentOutput]) -> Tensor:
+        losses = [
+            pooled_contrast_loss(a.logits, b.logits, self.recipe.pooled_reduction)
+            for a, b in combinations(outputs.values(), 2)
+        ]
+        return self.recipe.pooled_contrast * torch.stack(losses).sum()
+
+
+def partner_label(partners: list[StudentOutput]) -> Tensor:
+    """Return the hard pseudo-label (B, *S) int64 of one partner, or of several by their mean probability."""
+    if len(partners) == 1:
+        return partners[0].pseudo_label
+    return mean_probabilities(partners).argmax(1)
