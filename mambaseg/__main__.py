@@ -1,0 +1,7 @@
+"""``python -m mambaseg``."""
+
+import sys
+
+from mambaseg.cli import main
+
+sys.exit(main())

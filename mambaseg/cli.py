@@ -1,0 +1,57 @@
+"""The command line: finds a command by name, imports it and nothing else, and turns bad input into one clear line."""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from mambaseg.errors import InputError
+from mambaseg.version import __version__
+
+COMMANDS = {
+    "fit": "train an experiment",
+    "validate": "score a run's checkpoint on the validation patients",
+    "test": "score a run's checkpoint on the test patients, once, at the end",
+    "predict": "segment NIfTI files with a run's checkpoint",
+    "prepare": "import a dataset into memory-mapped arrays with a manifest",
+    "report": "make a self-contained HTML report of one or more runs",
+    "list": "show the networks, methods, datasets, transforms, splits and experiments that exist",
+    "doctor": "show versions and devices, and check the scan kernels against their reference",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: Arguments without the program's name; those of the process when absent.
+
+    Returns:
+        The exit status: 0 for success, 2 for bad input.
+    """
+    parser = argparse.ArgumentParser(
+        prog="mambaseg",
+        description="Medical image segmentation with few labels.",
+        epilog="Start with: mambaseg fit --config demo",
+    )
+    parser.add_argument("--version", action="version", version=f"mambaseg {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    words = list(sys.argv[1:] if argv is None else argv)
+    chosen = next((word for word in words if not word.startswith("-")), None)
+    for name, summary in COMMANDS.items():
+        command = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+        if name == chosen:
+            module = importlib.import_module(f"mambaseg.commands.{name}")
+            module.add_arguments(command)
+    arguments, rest = parser.parse_known_args(words)
+    if rest and not getattr(module, "PASSES_ON", False):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    arguments.rest = rest
+    try:
+        return int(module.run(arguments))
+    except InputError as error:
+        print(f"mambaseg {arguments.command}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\nmambaseg {arguments.command}: interrupted; nothing half-written is left.", file=sys.stderr)
+        return 130

@@ -1,0 +1,120 @@
+"""From a merged experiment to a trainer, a method and a datamodule, through LightningCLI's typed checks."""
+
+import argparse
+import logging
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+from jsonargparse import ArgumentError
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from mambaseg.datamodules.base import SegmentationDataModule
+from mambaseg.errors import InputError
+from mambaseg.experiment import Config, dump_config, parse_yaml
+from mambaseg.methods import CoTrainingModule
+from mambaseg.tracking import TrackingConfig, tracking_callbacks, tracking_loggers
+
+RESOLVED = "config.yaml"
+"""Name of the fully resolved configuration in a run's folder."""
+
+
+class TrainingCLI(LightningCLI):
+    """LightningCLI with our links, tracking and messages.
+
+    Args:
+        run_dir: Folder of the run.
+        track: Attach the loggers and callbacks of ``tracking``; off for evaluation.
+        **kwargs: See ``LightningCLI``.
+    """
+
+    model: CoTrainingModule
+    datamodule: SegmentationDataModule
+
+    def __init__(self, run_dir: Path, track: bool, **kwargs: Any) -> None:
+        self.run_dir = run_dir
+        self.track = track
+        super().__init__(
+            CoTrainingModule,
+            SegmentationDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=None,
+            seed_everything_default=1337,
+            run=False,
+            parser_kwargs={"exit_on_error": False},
+            **kwargs,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the ``tracking`` section and link what the data knows to the method."""
+        parser.add_dataclass_arguments(TrackingConfig, "tracking")
+        for name in ("num_classes", "in_channels", "class_names"):
+            parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """Build the trainer with the run's loggers and callbacks."""
+        kwargs["default_root_dir"] = str(self.run_dir)
+        kwargs["logger"] = False
+        if self.track:
+            tracking = self._get(self.config_init, "tracking")
+            has_validation = bool(self.datamodule.split.val)
+            kwargs["logger"] = tracking_loggers(tracking, self.run_dir)
+            kwargs["callbacks"] = tracking_callbacks(tracking, self.run_dir, has_validation)
+        return super().instantiate_trainer(**kwargs)
+
+
+def build(config: Config, run_dir: Path, arguments: Sequence[str] = (), *, track: bool) -> TrainingCLI:
+    """Check an experiment and build its parts; nothing is trained or downloaded.
+
+    Args:
+        config: A merged experiment, see ``load_experiment``.
+        run_dir: Folder of the run; the merged and the resolved configuration are written there.
+        arguments: Further ``--section.key=value`` arguments that win over the file.
+        track: Attach loggers and callbacks.
+
+    Raises:
+        InputError: A key is misspelt, a value has the wrong type, or a part refuses its values.
+    """
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(
+            logging.WARNING
+        )  # devices, seed and advertisements; the run card has the facts
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")  # whole cases come from memory maps at once
+    warnings.filterwarnings(
+        "ignore", ".*isinstance\\(treespec, LeafSpec\\)` is deprecated.*"
+    )  # lightning with torch 2.11
+    config = dict(config)
+    config["trainer"] = resolve_precision(config.get("trainer") or {})
+    merged = run_dir / "experiment.yaml"
+    dump_config(config, merged)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*args parameter is intended to run from within Python.*")
+            cli = TrainingCLI(run_dir, track, args=["--config", str(merged), *arguments])
+    except (ArgumentError, argparse.ArgumentTypeError) as error:
+        raise InputError(explain(str(error), merged)) from error
+    if track and cli.trainer.is_global_zero:
+        resolved = parse_yaml(cli.parser.dump(cli.config, skip_link_targets=True))
+        dump_config(resolved, run_dir / RESOLVED)
+        for logger in cli.trainer.loggers:
+            logger.log_hyperparams(resolved)
+    return cli
+
+
+def resolve_precision(trainer: Config) -> Config:
+    """Replace ``precision: auto``: bf16 on a GPU that has it, fp32 elsewhere (fp16 overflows in the scans)."""
+    if trainer.get("precision", "auto") != "auto":
+        return trainer
+    on_gpu = trainer.get("accelerator", "auto") in {"auto", "gpu", "cuda"} and torch.cuda.is_available()
+    return {**trainer, "precision": "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"}
+
+
+def explain(message: str, path: Path) -> str:
+    """Shorten jsonargparse's message to its cause and point to the file."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    causes = [line for line in lines if not line.startswith(("usage:", "error:"))]
+    return f"{path}: " + " ".join(dict.fromkeys(causes))

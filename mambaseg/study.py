@@ -1,0 +1,239 @@
+"""Studies: several arms of one experiment over several seeds, trained side by side and compared in one table."""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from mambaseg.errors import InputError
+from mambaseg.experiment import Config, dump_config, merge
+from mambaseg.io.atomic import atomic_path, write_text
+from mambaseg.metrics.summary import summarize
+from mambaseg.reports.tables import read_scores
+from mambaseg.runs import RUN_DIR_VARIABLE, runs_folder
+
+FIELDS = {"arms", "seeds", "workers"}
+SCORES = Path("scores_val") / "scores.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training of a study.
+
+    Attributes:
+        arm: Which variant.
+        seed: Which seed.
+        folder: Its run folder.
+    """
+
+    arm: str
+    seed: int
+    folder: Path
+
+    @property
+    def log(self) -> Path:
+        """What the training printed."""
+        return self.folder.with_suffix(".log")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Validation foreground Dice of one predictor of one job."""
+
+    job: Job
+    predictor: str
+    dice: float
+
+
+def run_study(experiment: str, base: Config, study: Any, arguments: argparse.Namespace) -> int:
+    """Train every arm with every seed, print the comparison, and write it beside the runs.
+
+    Args:
+        experiment: The experiment's name.
+        base: What all arms share.
+        study: The ``study`` section: ``arms`` (name to overrides), ``seeds``, and how many ``workers`` at a time.
+        arguments: Of ``fit``; further arguments go to every training.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        InputError: The section is malformed, ``--resume`` was given, or a training failed.
+    """
+    arms, seeds, workers = check_study(experiment, study)
+    if arguments.resume:
+        raise InputError(f"--resume: {experiment!r} is a study of short runs; start it again instead.")
+    folder = arguments.run_dir or runs_folder() / experiment / datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
+    jobs = [Job(arm, seed, folder / f"{arm}-seed{seed}") for seed in seeds for arm in arms]
+    for job in jobs:
+        job_config = merge(merge(base, arms[job.arm]), {"seed_everything": job.seed})
+        dump_config(job_config, job.folder.with_suffix(".yaml"))
+    console = Console(soft_wrap=True)
+    console.print(f"{experiment}: {len(jobs)} trainings ({', '.join(arms)} x seeds {seeds}), {workers} at a time")
+    train_jobs(jobs, workers, arguments.rest, console)
+    outcomes = list(read_outcomes(jobs))
+    console.print(comparison_table(experiment, outcomes, list(arms)))
+    write_text(folder / "study.md", comparison_markdown(experiment, outcomes, list(arms)))
+    picture = predictions_picture(jobs, folder / "predictions.png")
+    console.print(
+        f"Table: {folder / 'study.md'}\nPredictions: {picture}" if picture else f"Table: {folder / 'study.md'}"
+    )
+    last = jobs[-1].folder
+    console.print(f"Next: make report RUN={last}   or, with data: make train EXP=semi_acdc")
+    return 0
+
+
+def check_study(experiment: str, study: Any) -> tuple[dict[str, Config], list[int], int]:
+    """Return the checked arms, seeds and worker count of a ``study`` section.
+
+    Raises:
+        InputError: A field is missing, unknown or of the wrong type.
+    """
+    where = f"Experiment {experiment!r}: field 'study'"
+    if not isinstance(study, dict) or not {"arms", "seeds"} <= set(study) or not set(study) <= FIELDS:
+        got = sorted(study) if isinstance(study, dict) else type(study).__name__
+        raise InputError(f"{where} must hold arms and seeds, and may hold workers; it holds {got}.")
+    arms, seeds, workers = study["arms"], study["seeds"], study.get("workers", 1)
+    if not isinstance(arms, dict) or not arms or not all(isinstance(a, dict) for a in arms.values()):
+        raise InputError(f"{where}.arms must map names to overrides, got {arms!r}.")
+    if not isinstance(seeds, list) or not seeds or not all(isinstance(s, int) for s in seeds):
+        raise InputError(f"{where}.seeds must be a list of whole numbers, got {seeds!r}.")
+    if not isinstance(workers, int) or workers < 1:
+        raise InputError(f"{where}.workers must be a positive whole number, got {workers!r}.")
+    return arms, seeds, min(workers, os.cpu_count() or 1)
+
+
+def train_jobs(jobs: list[Job], workers: int, arguments: list[str], console: Console) -> None:
+    """Train all jobs, ``workers`` at a time, each in a process of its own.
+
+    Raises:
+        InputError: A training failed; the message ends with the last lines that it printed.
+    """
+    waiting, running = list(jobs), dict[Job, subprocess.Popen[bytes]]()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("training", total=len(jobs))
+        try:
+            while waiting or running:
+                while waiting and len(running) < workers:
+                    job = waiting.pop(0)
+                    running[job] = start(job, workers, arguments)
+                finished = [job for job, process in running.items() if process.poll() is not None]
+                for job in finished:
+                    if running.pop(job).returncode:
+                        raise InputError(f"training {job.folder.name} failed; {job.log} ends with:\n{tail(job.log)}")
+                    progress.advance(bar)
+                    if not console.is_terminal:
+                        console.print(
+                            f"  {job.folder.name}: done ({len(jobs) - len(waiting) - len(running)}/{len(jobs)})"
+                        )
+                time.sleep(0.2)
+        finally:
+            for process in running.values():
+                process.terminate()
+            for process in running.values():
+                process.wait()
+
+
+def start(job: Job, workers: int, arguments: list[str]) -> subprocess.Popen[bytes]:
+    """Start one training; the workers share the cores evenly."""
+    threads = str(max((os.cpu_count() or 1) // workers, 1))
+    environment = {k: v for k, v in os.environ.items() if k != RUN_DIR_VARIABLE} | {"OMP_NUM_THREADS": threads}
+    config = str(job.folder.with_suffix(".yaml"))
+    command = [sys.executable, "-m", "mambaseg", "fit", "--config", config, "--run-dir", str(job.folder), *arguments]
+    with job.log.open("wb") as log:
+        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+
+
+def tail(log: Path, lines: int = 15) -> str:
+    """Return the last lines of a log."""
+    return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
+
+
+def read_outcomes(jobs: list[Job]) -> Iterator[Outcome]:
+    """Yield every predictor's last validation Dice of every job."""
+    for job in jobs:
+        for summary in summarize(read_scores(job.folder / SCORES)):
+            yield Outcome(job, summary.predictor, summary.foreground["dice"].mean)
+
+
+def spread(values: list[float]) -> str:
+    """Format a mean and, over several seeds, the standard deviation."""
+    mean = f"{statistics.fmean(values):.3f}"
+    return f"{mean} ± {statistics.stdev(values):.3f}" if len(values) > 1 else mean
+
+
+def comparison_rows(outcomes: list[Outcome], arms: list[str]) -> list[list[str]]:
+    """Return one row a predictor: its Dice under each arm, and each later arm's gain over the first, seed by seed."""
+    rows = []
+    for predictor in dict.fromkeys(outcome.predictor for outcome in outcomes):
+        by_arm = {arm: [o for o in outcomes if o.job.arm == arm and o.predictor == predictor] for arm in arms}
+        cells = [spread([o.dice for o in by_arm[arm]]) if by_arm[arm] else "" for arm in arms]
+        first = {o.job.seed: o.dice for o in by_arm[arms[0]]}
+        for arm in arms[1:]:
+            gains = [o.dice - first[o.job.seed] for o in by_arm[arm] if o.job.seed in first]
+            cells.append(f"{statistics.fmean(gains):+.3f} ({min(gains):+.3f} to {max(gains):+.3f})" if gains else "")
+        rows.append([predictor, *cells])
+    return rows
+
+
+def comparison_header(arms: list[str]) -> list[str]:
+    """Return the columns of the comparison."""
+    return ["foreground Dice", *arms, *(f"{arm} - {arms[0]}" for arm in arms[1:])]
+
+
+def comparison_table(experiment: str, outcomes: list[Outcome], arms: list[str]) -> Table:
+    """Return the comparison for the terminal."""
+    seeds = len({outcome.job.seed for outcome in outcomes})
+    table = Table(*comparison_header(arms), title=f"{experiment}: validation, mean ± sd over {seeds} seeds")
+    for row in comparison_rows(outcomes, arms):
+        table.add_row(*row)
+    return table
+
+
+def comparison_markdown(experiment: str, outcomes: list[Outcome], arms: list[str]) -> str:
+    """Return the comparison as Markdown."""
+    header = comparison_header(arms)
+    lines = [f"# {experiment}", "", " | ".join(header), " | ".join("---" for _ in header)]
+    lines += [" | ".join(row) for row in comparison_rows(outcomes, arms)]
+    return "\n".join([*lines[:2], *(f"| {line} |" for line in lines[2:]), ""])
+
+
+def predictions_picture(jobs: list[Job], path: Path) -> Path | None:
+    """Stack the last overlay of the same case from the first seed of every arm; None where no overlay was drawn."""
+    from PIL import Image, ImageDraw
+
+    panels = {}
+    for job in (job for job in jobs if job.seed == jobs[0].seed):
+        drawn = sorted((job.folder / "overlays").glob("step*.png"))
+        if not drawn:
+            return None
+        last_step = drawn[-1].name.split("_")[0]
+        panels[job.arm] = Image.open(next((job.folder / "overlays").glob(f"{last_step}_*.png")))
+    bar = 24
+    size = (max(p.width for p in panels.values()), sum(p.height + bar for p in panels.values()))
+    sheet = Image.new("RGB", size, "white")
+    top = 0
+    for arm, panel in panels.items():
+        ImageDraw.Draw(sheet).text((8, top + 4), arm, fill="black", font_size=16)
+        sheet.paste(panel, (0, top + bar))
+        top += panel.height + bar
+    with atomic_path(path) as temporary:
+        sheet.save(temporary)
+    return path
