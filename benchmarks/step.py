@@ -47,11 +47,12 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true", help="print the operators that take the most time")
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
-    config = load_experiment(find_experiment(arguments.experiment), [*arguments.set, "tracking.wandb=false"])
+    path = find_experiment(arguments.experiment)
+    config = load_experiment(path, [*arguments.set, "tracking.wandb=false"])
     if "study" in config:
         raise SystemExit(f"{arguments.experiment} is a study; time one of its arms through a file of its own")
     with tempfile.TemporaryDirectory() as folder:
-        cli = build(config, Path(folder), track=False)
+        cli = build(config, path, Path(folder), track=False)
     for source in ("bare", "loader"):
         step = Step(cli, fresh=source == "loader")
         for _ in range(arguments.warmup):

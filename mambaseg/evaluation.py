@@ -29,11 +29,11 @@ def evaluate(arguments: argparse.Namespace, part: Part) -> int:
     from rich.console import Console
 
     from mambaseg.callbacks.provenance import code_version
-    from mambaseg.lightning_cli import build
+    from mambaseg.lightning_cli import RESOLVED, build
     from mambaseg.metrics.summary import summarize
     from mambaseg.reports.tables import summary_table, write_scores
 
-    cli = build(read_mapping(run / "config.yaml"), run / "evaluation", arguments.rest, track=False)
+    cli = build(read_mapping(run / RESOLVED), run / RESOLVED, run, arguments.rest, track=False)
     score = cli.trainer.validate if part == "val" else cli.trainer.test
     score(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=True, verbose=False)
     if not cli.trainer.is_global_zero:

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,7 +52,7 @@ class TrainingCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the ``tracking`` section and link what the data knows to the method."""
-        parser.add_dataclass_arguments(TrackingConfig, "tracking")
+        parser.add_class_arguments(TrackingConfig, "tracking")
         for name in ("num_classes", "in_channels", "class_names"):
             parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
 
@@ -67,12 +68,15 @@ class TrainingCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
 
-def build(config: Config, run_dir: Path, arguments: Sequence[str] = (), *, track: bool) -> TrainingCLI:
+def build(
+    config: Config, origin: Path, run_dir: Path, arguments: Sequence[str] = (), *, track: bool
+) -> TrainingCLI:
     """Check an experiment and build its parts; nothing is trained or downloaded.
 
     Args:
         config: A merged experiment, see ``load_experiment``.
-        run_dir: Folder of the run; the merged and the resolved configuration are written there.
+        origin: The file that it came from, for messages.
+        run_dir: Folder of the run; the resolved configuration is written there once everything is built.
         arguments: Further ``--section.key=value`` arguments that win over the file.
         track: Attach loggers and callbacks.
 
@@ -83,20 +87,26 @@ def build(config: Config, run_dir: Path, arguments: Sequence[str] = (), *, track
         logging.getLogger(name).setLevel(
             logging.WARNING
         )  # devices, seed and advertisements; the run card has the facts
+    warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint need to be provided.*")
     warnings.filterwarnings("ignore", ".*does not have many workers.*")  # whole cases come from memory maps at once
     warnings.filterwarnings(
         "ignore", ".*isinstance\\(treespec, LeafSpec\\)` is deprecated.*"
     )  # lightning with torch 2.11
-    config = dict(config)
-    config["trainer"] = resolve_precision(config.get("trainer") or {})
-    merged = run_dir / "experiment.yaml"
-    dump_config(config, merged)
+    config = {**config, "trainer": resolve_trainer(config.get("trainer") or {})}
     try:
-        with warnings.catch_warnings():
+        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*args parameter is intended to run from within Python.*")
+            merged = Path(folder) / "experiment.yaml"
+            dump_config(config, merged)
             cli = TrainingCLI(run_dir, track, args=["--config", str(merged), *arguments])
     except (ArgumentError, argparse.ArgumentTypeError) as error:
-        raise InputError(explain(str(error), merged)) from error
+        raise InputError(explain(str(error), origin)) from error
+    except ValueError as error:
+        # jsonargparse reports what a constructor refused as a failed match of types, with the refusal as its cause.
+        refusal = error if isinstance(error, InputError) else error.__cause__
+        if not isinstance(refusal, InputError):
+            raise
+        raise InputError(f"{origin}: {refusal}") from error
     if track and cli.trainer.is_global_zero:
         resolved = parse_yaml(cli.parser.dump(cli.config, skip_link_targets=True))
         dump_config(resolved, run_dir / RESOLVED)
@@ -105,12 +115,21 @@ def build(config: Config, run_dir: Path, arguments: Sequence[str] = (), *, track
     return cli
 
 
-def resolve_precision(trainer: Config) -> Config:
-    """Replace ``precision: auto``: bf16 on a GPU that has it, fp32 elsewhere (fp16 overflows in the scans)."""
-    if trainer.get("precision", "auto") != "auto":
-        return trainer
-    on_gpu = trainer.get("accelerator", "auto") in {"auto", "gpu", "cuda"} and torch.cuda.is_available()
-    return {**trainer, "precision": "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"}
+def resolve_trainer(trainer: Config) -> Config:
+    """Return the ``trainer`` section with our own conveniences resolved.
+
+    ``precision: auto`` is bf16 on a GPU that has it and fp32 elsewhere (fp16 overflows in the scans); a run shorter than
+    its validation interval is validated once, at its end.
+    """
+    resolved = dict(trainer)
+    if trainer.get("precision", "auto") == "auto":
+        on_gpu = trainer.get("accelerator", "auto") in {"auto", "gpu", "cuda"} and torch.cuda.is_available()
+        resolved["precision"] = "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
+    interval, steps = trainer.get("val_check_interval"), trainer.get("max_steps")
+    if isinstance(interval, int) and isinstance(steps, int) and steps > 0:
+        accumulated = trainer.get("accumulate_grad_batches", 1)
+        resolved["val_check_interval"] = min(interval, steps * accumulated)
+    return resolved
 
 
 def explain(message: str, path: Path) -> str:

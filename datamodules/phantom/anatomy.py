@@ -86,7 +86,7 @@ def draw_anatomy(rng: np.random.Generator) -> Anatomy:
         cavity_radius=rng.uniform(0.085, 0.105) * (1.3 if dilated else 0.85 if thick else 1.0),
         wall=rng.uniform(0.034, 0.042) * (0.85 if dilated else 1.5 if thick else 1.0),
         rv_width=rng.uniform(0.085, 0.115) * (1.45 if condition == "right_ventricle" else 1.0),
-        rv_angle=np.pi + rng.uniform(-0.6, 0.6),
+        rv_angle=np.pi + rng.uniform(-0.8, 0.8),
         rv_half_angle=rng.uniform(1.0, 1.3),
         contraction=rng.uniform(0.12, 0.25) if weak else rng.uniform(0.3, 0.45),
         akinetic_angle=rng.uniform(-np.pi, np.pi) if condition == "infarct" else np.nan,

@@ -49,16 +49,18 @@ class Scanner:
 
 def draw_scanner(rng: np.random.Generator) -> Scanner:
     """Draw a scanner."""
+    blood = rng.uniform(0.5, 1.0)
     return Scanner(
-        blood=rng.uniform(0.62, 1.0),
-        myocardium=rng.uniform(0.2, 0.48),
+        blood=blood,
+        # Blood always outshines muscle, as in every cine sequence, but sometimes barely.
+        myocardium=blood * rng.uniform(0.3, 0.67),
         fat=rng.uniform(0.2, 1.1),
         muscle=rng.uniform(0.2, 0.42),
-        soft=rng.uniform(0.3, 0.6),
+        soft=rng.uniform(0.25, 0.8),
         liver=rng.uniform(0.15, 0.75),
         lung=rng.uniform(0.04, 0.16),
-        blur=rng.uniform(0.35, 0.85),
-        noise=rng.uniform(0.02, 0.085),
+        blur=rng.uniform(0.4, 1.0),
+        noise=rng.uniform(0.025, 0.09),
         gamma=rng.uniform(0.6, 1.7),
-        bias=rng.uniform(0.2, 0.9),
+        bias=rng.uniform(0.3, 1.2),
     )

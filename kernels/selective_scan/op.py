@@ -19,7 +19,7 @@ from mambaseg.kernels.selective_scan import chunked
 from mambaseg.kernels.selective_scan.reference import grouped_scan_reference, state_dtype
 
 CPU_CHUNK = 32
-GPU_CHUNK = 64
+GPU_CHUNK = 8
 
 
 def chunk_length(device: torch.device) -> int:

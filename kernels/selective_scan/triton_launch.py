@@ -1,4 +1,4 @@
-"""Host side of the Triton kernels: layouts, tile sizes, launches, and the sums over shares."""
+"""Host side of the Triton kernels: layouts, plans, launches, and the sums over shares."""
 
 import contextlib
 from collections.abc import Iterator
@@ -9,45 +9,137 @@ import triton
 from torch import Tensor
 
 from mambaseg.kernels.backend import ScanBackendError
-from mambaseg.kernels.selective_scan.triton_kernels import selective_scan_bwd_kernel, selective_scan_fwd_kernel
+from mambaseg.kernels.selective_scan.triton_backward import selective_scan_bwd_kernel
+from mambaseg.kernels.selective_scan.triton_forward import segment_ends_kernel, selective_scan_fwd_kernel
 
+WARP = 32
 WANTED_PROGRAMS = 1500
 """Programs of one warp that hide each other's latency: some eleven on each multiprocessor of an H100 or H200."""
 
-STATES_PER_LANE = 8
-"""States a lane keeps in registers; twice as many make the backward pass spill (compiled for sm_90)."""
-
 
 @dataclass(frozen=True)
-class Tile:
-    """What one program of one warp works on.
+class Plan:
+    """How one launch divides the work.
 
     Attributes:
-        channels: Channels a program owns.
+        split: Lanes that share a channel's states.
         steps: Steps whose loads are issued together, and whose states a backward pass keeps in registers.
+        segments: Parts of time that run at once.
+        keep_decays: Whether a backward pass keeps the decays of its steps in registers too.
     """
 
-    channels: int
+    split: int
     steps: int
+    segments: int
+    keep_decays: bool = True
 
 
-def choose_tile(rows: int, channels: int, d_state: int, backward: bool) -> Tile:
-    """Choose from sizes other than the length, so that a new length compiles nothing.
+def choose_plan(rows: int, length: int, channels: int, d_state: int, chunk: int, backward: bool) -> Plan:
+    """Choose from the sizes; only ``segments`` depends on the length, and it compiles nothing.
 
     Args:
         rows: batch * groups.
+        length: Steps.
         channels: Channels of a group.
         d_state: States of a channel.
-        backward: Whether the backward pass asks: its registers hold more per step, and a narrow tile costs it more
-            shares of the gradients of B and C.
+        chunk: Steps between saved states; a segment is a whole number of them.
+        backward: Whether the backward pass asks.
     """
-    padded_states = triton.next_power_of_2(d_state)
-    block = max(8, min(32, STATES_PER_LANE * 32 // padded_states))
-    if not backward and rows * triton.cdiv(channels, block) < WANTED_PROGRAMS:
-        block = 8
-    states_per_lane = max(1, padded_states * block // 32)
-    steps = min(4, 32 // states_per_lane) if backward else min(8, 64 // states_per_lane)
-    return Tile(block, max(1, steps))
+    states = triton.next_power_of_2(d_state)
+    split = min(2, states)
+    steps = max(1, (64 if backward else 128) // states)
+    steps = min(steps, 4 if backward else 8, chunk)
+    programs = rows * triton.cdiv(channels, WARP)
+    segments = 1
+    while programs * segments * 2 <= WANTED_PROGRAMS and length >= 64 * segments * 2:
+        segments *= 2
+    return Plan(split, steps, segments)
+
+
+@dataclass(frozen=True)
+class _Scan:
+    """What the launches of one scan share: the sizes, the plan and the compile-time choices."""
+
+    plan: Plan
+    batch: int
+    length: int
+    groups: int
+    channels: int
+    d_state: int
+    map_height: int
+    chunk: int
+    softplus: bool
+    wide: bool
+
+    @property
+    def segment_steps(self) -> int:
+        return triton.cdiv(triton.cdiv(self.length, self.plan.segments), self.chunk) * self.chunk
+
+    @property
+    def segments(self) -> int:
+        return triton.cdiv(self.length, self.segment_steps)
+
+    @property
+    def blocks(self) -> int:
+        return triton.cdiv(self.channels, WARP)
+
+    @property
+    def programs(self) -> int:
+        return self.batch * self.groups * self.segments * self.blocks
+
+    def sizes(self) -> tuple[int, ...]:
+        """Return the arguments that follow the strides of every kernel."""
+        map_width = self.length // self.map_height if self.map_height else 0
+        return (
+            self.length,
+            self.groups,
+            self.channels,
+            self.segments,
+            self.segment_steps,
+            self.map_height,
+            map_width,
+        )
+
+    def constants(self) -> dict[str, int | bool]:
+        """Return the compile-time arguments that every kernel takes."""
+        return {
+            "N": self.d_state,
+            "BLOCK_N": triton.next_power_of_2(self.d_state),
+            "SPLIT": self.plan.split,
+            "STEPS": self.plan.steps,
+            "MAP": self.map_height > 0,
+            "SOFTPLUS": self.softplus,
+            "WIDE": self.wide,
+            "num_warps": 1,
+        }
+
+    def segment_ends(
+        self, x: Tensor, delta: Tensor, A: Tensor, matrix: Tensor, bias: Tensor | None, adjoint: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Run the pass over segments that start from nothing; two unused tensors when there is one segment."""
+        if self.segments == 1:
+            return x, x
+        ends = torch.empty(
+            self.batch, self.segments, self.groups, self.d_state, self.channels, dtype=torch.float32, device=x.device
+        )
+        dt_sums = torch.empty(
+            self.batch, self.segments, self.groups, self.channels, dtype=torch.float32, device=x.device
+        )
+        segment_ends_kernel[(self.programs,)](
+            x,
+            delta,
+            A,
+            matrix,
+            x if bias is None else bias,
+            ends,
+            dt_sums,
+            *_strides(x, delta),
+            *self.sizes(),
+            HAS_BIAS=bias is not None,
+            ADJOINT=adjoint,
+            **self.constants(),
+        )
+        return ends, dt_sums
 
 
 def forward(
@@ -72,37 +164,32 @@ def forward(
     last_state = torch.empty(batch, groups, channels, d_state, dtype=torch.float32, device=u.device)
     states = torch.empty(batch, chunks, groups, d_state, channels, dtype=torch.float32, device=u.device)
     u, delta = _inner_contiguous(u), _inner_contiguous(delta)
-    tile = choose_tile(batch * groups, channels, d_state, backward=False)
-    grid = (batch * groups * triton.cdiv(channels, tile.channels),)
+    A, B, C = A.contiguous(), B.contiguous(), C.contiguous()
+    bias = None if delta_bias is None else delta_bias.contiguous()
+    plan = choose_plan(batch * groups, length, channels, d_state, chunk, backward=False)
+    scan = _Scan(plan, *u.shape, d_state, map_height, chunk, delta_softplus, _is_wide(out, u, delta))
     with _on_device(u.device):
-        selective_scan_fwd_kernel[grid](
+        ends, dt_sums = scan.segment_ends(u, delta, A, B, bias, adjoint=False)
+        selective_scan_fwd_kernel[(scan.programs,)](
             u,
             delta,
-            A.contiguous(),
-            B.contiguous(),
-            C.contiguous(),
+            A,
+            B,
+            C,
             u if D is None else D.contiguous(),
-            u if delta_bias is None else delta_bias.contiguous(),
+            u if bias is None else bias,
+            ends,
+            dt_sums,
             out,
             last_state,
             states,
-            *(stride for tensor in (u, delta) for stride in tensor.stride()[:3]),
-            length,
-            groups,
-            channels,
-            d_state,
-            map_height,
-            length // map_height if map_height else 0,
-            MAP=map_height > 0,
+            *_strides(u, delta),
+            *scan.sizes(),
             HAS_D=D is not None,
-            HAS_BIAS=delta_bias is not None,
-            SOFTPLUS=delta_softplus,
+            HAS_BIAS=bias is not None,
             SAVE_STATES=save_states,
             CHUNK=chunk,
-            STEPS=tile.steps,
-            BLOCK_D=tile.channels,
-            BLOCK_N=triton.next_power_of_2(d_state),
-            num_warps=1,
+            **scan.constants(),
         )
     return out, last_state, states
 
@@ -126,68 +213,72 @@ def backward(
     batch, length, groups, channels = u.shape
     d_state = A.shape[-1]
     grad_out, u, delta = (_inner_contiguous(tensor) for tensor in (grad_out, u, delta))
-    tile = choose_tile(batch * groups, channels, d_state, backward=True)
-    blocks = triton.cdiv(channels, tile.channels)
-    programs = batch * groups * blocks
-    block_n = triton.next_power_of_2(d_state)
+    A, B, C = A.contiguous(), B.contiguous(), C.contiguous()
+    bias = None if delta_bias is None else delta_bias.contiguous()
+    plan = choose_plan(batch * groups, length, channels, d_state, chunk, backward=True)
 
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(*shape, dtype=dtype, device=u.device)
 
-    scratch = empty(programs, chunk // tile.steps, block_n, tile.channels)
     grad_u = empty(*u.shape, dtype=u.dtype)
     grad_delta = empty(*delta.shape, dtype=delta.dtype)
-    grad_A = empty(batch, groups, d_state, channels)
-    grad_B, grad_C = (empty(blocks, batch, length, groups, d_state) for _ in range(2))
-    grad_D, grad_bias = (empty(batch, groups, channels) for _ in range(2))
+    scan = _Scan(plan, *u.shape, d_state, map_height, chunk, delta_softplus, _is_wide(grad_u, grad_out, u, delta))
+    grad_A = empty(batch, scan.segments, groups, d_state, channels)
+    grad_matrices = empty(scan.blocks, batch, length, groups, 2, d_state)
+    grad_D, grad_bias = (empty(batch, scan.segments, groups, channels) for _ in range(2))
+    scratch = empty(scan.programs if chunk > plan.steps else 0, chunk // plan.steps, WARP * scan.constants()["BLOCK_N"])
     with _on_device(u.device):
-        selective_scan_bwd_kernel[(programs,)](
+        ends, dt_sums = scan.segment_ends(grad_out, delta, A, C, bias, adjoint=True)
+        selective_scan_bwd_kernel[(scan.programs,)](
             grad_out,
             u if grad_last_state is None else grad_last_state.float().contiguous(),
             u,
             delta,
-            A.contiguous(),
-            B.contiguous(),
-            C.contiguous(),
+            A,
+            B,
+            C,
             u if D is None else D.contiguous(),
-            u if delta_bias is None else delta_bias.contiguous(),
+            u if bias is None else bias,
             states,
+            ends,
+            dt_sums,
             scratch,
             grad_u,
             grad_delta,
             grad_A,
-            grad_B,
-            grad_C,
+            grad_matrices,
             grad_D,
             grad_bias,
-            *(stride for tensor in (grad_out, u, delta) for stride in tensor.stride()[:3]),
+            *_strides(grad_out, u, delta),
             batch,
-            length,
-            groups,
-            channels,
-            d_state,
-            map_height,
-            length // map_height if map_height else 0,
-            MAP=map_height > 0,
+            *scan.sizes(),
             HAS_D=D is not None,
-            HAS_BIAS=delta_bias is not None,
+            HAS_BIAS=bias is not None,
             HAS_GRAD_LAST=grad_last_state is not None,
-            SOFTPLUS=delta_softplus,
+            KEEP_DECAYS=plan.keep_decays,
             CHUNK=chunk,
-            STEPS=tile.steps,
-            BLOCK_D=tile.channels,
-            BLOCK_N=block_n,
-            num_warps=1,
+            **scan.constants(),
         )
+    grad_B, grad_C = grad_matrices.sum(0).unbind(-2)
     return (
         grad_u,
         grad_delta,
-        grad_A.sum(0).transpose(-1, -2).to(A.dtype).contiguous(),
-        grad_B.sum(0).to(B.dtype),
-        grad_C.sum(0).to(C.dtype),
-        grad_D.sum(0),
-        grad_bias.sum(0),
+        grad_A.sum((0, 1)).transpose(-1, -2).to(A.dtype).contiguous(),
+        grad_B.to(B.dtype).contiguous(),
+        grad_C.to(C.dtype).contiguous(),
+        grad_D.sum((0, 1)),
+        grad_bias.sum((0, 1)),
     )
+
+
+def _strides(*tensors: Tensor) -> tuple[int, ...]:
+    """Return the strides over batch, time and groups."""
+    return tuple(stride for tensor in tensors for stride in tensor.stride()[:3])
+
+
+def _is_wide(*tensors: Tensor) -> bool:
+    """Tell whether a row of the batch spans more elements than 32 bits count."""
+    return any(tensor.shape[1] * abs(tensor.stride(1)) >= 2**31 for tensor in tensors)
 
 
 def _inner_contiguous(tensor: Tensor) -> Tensor:

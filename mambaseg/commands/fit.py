@@ -43,11 +43,12 @@ def run(arguments: argparse.Namespace) -> int:
         from mambaseg.study import run_study
 
         return run_study(path.stem, config, study, arguments)
-    return train(path.stem, config, arguments)
+    return train(path, config, arguments)
 
 
-def train(experiment: str, config: Config, arguments: argparse.Namespace) -> int:
+def train(path: Path, config: Config, arguments: argparse.Namespace) -> int:
     """Train one experiment to its end and say where the results are."""
+    experiment = path.stem
     checkpoint: Path | None = None
     if arguments.resume:
         run_dir, checkpoint = resume_run(experiment, arguments.resume)
@@ -61,5 +62,5 @@ def train(experiment: str, config: Config, arguments: argparse.Namespace) -> int
     from mambaseg.training import fit_and_summarize
 
     options = ["--help"] if arguments.print_options else arguments.rest
-    cli = build(config, run_dir, options, track=True)
+    cli = build(config, path, run_dir, options, track=True)
     return fit_and_summarize(cli, experiment, run_dir, checkpoint)

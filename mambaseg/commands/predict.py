@@ -32,9 +32,9 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.progress import track
 
     from mambaseg.experiment import read_mapping
-    from mambaseg.lightning_cli import build
+    from mambaseg.lightning_cli import RESOLVED, build
 
-    model = build(read_mapping(folder / "config.yaml"), folder / "evaluation", track=False).model
+    model = build(read_mapping(folder / RESOLVED), folder / RESOLVED, folder, track=False).model
     model.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])
     model = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
     predictor = arguments.predictor or model.predictor_names[-1]

@@ -1,11 +1,13 @@
 """Students that are trained side by side: everything a method shares with every other."""
 
 import math
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any, cast
 
 import lightning.pytorch as L
+import numpy as np
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
@@ -120,6 +122,11 @@ class CoTrainingModule(L.LightningModule, ABC):
     def forward(self, image: Tensor) -> dict[str, StudentOutput]:
         """Return every student's output on ``image`` (B, C, *S)."""
         return {name: StudentOutput(*network.forward_with_features(image)) for name, network in self._networks()}
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Seed dropout and pixel sampling from the place in the run, so that a resumed run draws what the first would."""
+        place = (int(os.environ.get("PL_GLOBAL_SEED", "0")), self.global_rank, self.current_epoch, batch_idx)
+        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> np.uint64(1)))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the summed loss of one batch."""

@@ -1,0 +1,97 @@
+"""Whole trainings on the phantom: resume in mid-epoch, and two processes."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+
+from mambaseg.lightning_cli import build
+from mambaseg.reports.tables import read_scores
+
+STEPS = 7
+
+
+def experiment(max_steps, workers=0):
+    student = {"optimizer": {"name": "adamw", "lr": 1e-3}, "schedule": {"name": "cosine", "total_steps": 20}}
+    return {
+        "seed_everything": 3,
+        "trainer": {
+            "accelerator": "cpu",
+            "max_steps": max_steps,
+            "max_epochs": -1,
+            "val_check_interval": 4,
+            "check_val_every_n_epoch": None,
+            "num_sanity_val_steps": 0,
+            "log_every_n_steps": 1,
+            "use_distributed_sampler": False,
+            "enable_model_summary": False,
+        },
+        "tracking": {"wandb": False, "overlays": 0, "checkpoint_every": 3},
+        "data": {
+            "class_path": "mambaseg.datamodules.demo.DemoDataModule",
+            "init_args": {
+                "patients": 3,
+                "held_out": 2,
+                "frames": 1,
+                "depth": 3,
+                "size": [32, 32],
+                "labelled_patients": 1,
+                "batch_labelled": 2,
+                "batch_unlabelled": 2,
+                "batches_per_epoch": 5,
+                "transform": "affine",
+                "workers": workers,
+            },
+        },
+        "model": {
+            "class_path": "mambaseg.methods.SemiMambaUNet",
+            "init_args": {
+                "recipe": "paper",
+                "inference": {"size": [32, 32]},
+                "pixel_contrast": {"pixels": 64},
+                "students": {
+                    "cnn": {"network": "unet", "options": {"channels": [4, 4, 4, 4, 4]}, **student},
+                    "mamba": {
+                        "network": "mamba_unet",
+                        "options": {"embed_dim": 8, "depths": [1, 1], "d_state": 2},
+                        **student,
+                    },
+                },
+            },
+        },
+    }
+
+
+def train(folder, max_steps, workers, checkpoint=None):
+    cli = build(experiment(max_steps, workers), folder / "test.yaml", folder, track=True)
+    cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=True)
+    return cli
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resume_in_mid_epoch_equals_an_uninterrupted_run(tmp_path, workers):
+    whole = train(tmp_path / "whole", STEPS, workers)
+    train(tmp_path / "part", 3, workers)
+    resumed = train(tmp_path / "part", STEPS, workers, tmp_path / "part" / "checkpoints" / "last.ckpt")
+    assert resumed.trainer.global_step == STEPS
+    for (name, a), b in zip(whole.model.state_dict().items(), resumed.model.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+    states = [cli.trainer.optimizers[0].state_dict()["state"] for cli in (whole, resumed)]
+    for a, b in zip(states[0].values(), states[1].values(), strict=True):
+        assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_batch_and_score_every_case_once(tmp_path):
+    config = tmp_path / "ddp.yaml"
+    config.write_text(yaml.safe_dump(experiment(4)))
+    command = [sys.executable, "-m", "mambaseg", "fit", "--config", str(config), "--run-dir", str(tmp_path / "run")]
+    command += ["--trainer.devices=2", "--trainer.strategy=ddp"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = read_scores(tmp_path / "run" / "scores_val" / "scores.json")
+    cases = {row.case_id for row in rows}
+    assert len(cases) == 2
+    assert len(rows) == 2 * 3 * 4  # cases x (two students and the ensemble) x classes
