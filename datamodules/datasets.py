@@ -63,7 +63,8 @@ class SliceDataset(Dataset[Sample]):
     """Single slices of many cases, each with the supervision its case is granted.
 
     Samples are numbered case by case, slice by slice, in the order of ``supervision``. A slice without supervision has
-    ``IGNORE_INDEX`` everywhere; its mask reaches ``audit_label`` at most.
+    ``IGNORE_INDEX`` everywhere; its mask reaches ``audit_label`` at most. ``spacing_mm`` is the in-plane spacing of the
+    stored slice, before the transform resamples it.
 
     Args:
         source: Where the arrays are.

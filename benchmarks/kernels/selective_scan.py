@@ -1,8 +1,8 @@
 """Time the selective scan and ss2d at the shapes of Mamba-UNet, and the copy bandwidth beside them.
 
 Run on a GPU: ``python benchmarks/kernels/selective_scan.py --output benchmarks/kernels/selective_scan.csv``. Rows are
-appended, so one file keeps the history over machines and versions. ``--tiles 8x8,16x4`` times other tile sizes
-(channels x steps of a program) than those the library chooses. On a CPU, ``--shapes demo`` times the torch path.
+appended, so one file keeps the history over machines and versions. ``sweep.py`` times other launch
+plans than those the library chooses. On a CPU, ``--shapes demo`` times the torch path.
 """
 
 import argparse
@@ -154,13 +154,6 @@ class Report:
             writer.writerow(row)
 
 
-def set_tile(channels: int, steps: int) -> None:
-    """Make every launch use one tile size, for sweeps."""
-    from mambaseg.kernels.selective_scan import triton_launch
-
-    triton_launch.choose_tile = lambda *sizes, **options: triton_launch.Tile(channels, steps)  # type: ignore[assignment]
-
-
 def main() -> None:
     """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -169,7 +162,6 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", default=["fp32", "bf16"], choices=list(DTYPES))
     parser.add_argument("--kernels", nargs="+", default=["selective_scan", "ss2d"])
     parser.add_argument("--repeats", type=int, default=30)
-    parser.add_argument("--tiles", default="", help="comma-separated CHANNELSxSTEPS; empty: the library's choice")
     parser.add_argument("--output", type=Path, help="CSV file to append to")
     arguments = parser.parse_args()
     torch.manual_seed(0)
@@ -179,19 +171,14 @@ def main() -> None:
     report = Report(arguments.output, arguments.device, "torch")
     report.add("copy", "forward", "fp32", f"{moved} bytes", timing, f"{moved / timing.p50 / 1e9:.2f} TB/s")
     del copy
-    for tile in arguments.tiles.split(",") if arguments.tiles else [""]:
-        name = provider
-        if tile:
-            set_tile(*map(int, tile.split("x")))
-            name = f"{provider} {tile}"
-        report = Report(arguments.output, arguments.device, name)
-        for dtype in arguments.dtypes:
-            for shape in (shape for group in arguments.shapes for shape in SHAPES[group]):
-                batch, channels, height, width, d_state = shape
-                label = f"({batch}, 4*{channels}, {height}*{width}), N={d_state}"
-                for kernel, mode, run in scan_modes(*shape, DTYPES[dtype], arguments.device):
-                    if kernel in arguments.kernels:
-                        report.add(kernel, mode, dtype, label, measure(run, arguments.device, arguments.repeats))
+    report = Report(arguments.output, arguments.device, provider)
+    for dtype in arguments.dtypes:
+        for shape in (shape for group in arguments.shapes for shape in SHAPES[group]):
+            batch, channels, height, width, d_state = shape
+            label = f"({batch}, 4*{channels}, {height}*{width}), N={d_state}"
+            for kernel, mode, run in scan_modes(*shape, DTYPES[dtype], arguments.device):
+                if kernel in arguments.kernels:
+                    report.add(kernel, mode, dtype, label, measure(run, arguments.device, arguments.repeats))
 
 
 if __name__ == "__main__":

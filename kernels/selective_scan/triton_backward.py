@@ -146,7 +146,7 @@ def selective_scan_bwd_kernel(
                 deltas = load_rows(delta_ptr, positions, delta_step, STEPS)
                 for i in tl.static_range(STEPS):
                     B = load_matrix(B_ptr + positions[i] * matrix_width, first_state, N, BLOCK_N, SPLIT)
-                    dt = step_size(deltas[i] + bias, first + i < length, SOFTPLUS)
+                    dt = step_size(deltas[i] + bias, lane * 0 + first + i < length, SOFTPLUS)
                     h, _ = advance(h, dt, dt * us[i], B, A2, lane, BLOCK_N, SPLIT)
                 store_scratch(scratch_ptr + step_block * (BLOCK_N * LANES), h, lane, BLOCK_N)
             tl.debug_barrier()
@@ -166,14 +166,14 @@ def selective_scan_bwd_kernel(
             dts = ()
             for i in tl.static_range(STEPS):
                 B = load_matrix(B_ptr + positions[i] * matrix_width, first_state, N, BLOCK_N, SPLIT)
-                dt = step_size(deltas[i] + bias, first + i < length, SOFTPLUS)
+                dt = step_size(deltas[i] + bias, lane * 0 + first + i < length, SOFTPLUS)
                 h, decay = advance(h, dt, dt * us[i], B, A2, lane, BLOCK_N, SPLIT)
                 states = states + (h,)
                 decays = decays + (decay,)
                 dts = dts + (dt,)
             for i in tl.static_range(STEPS - 1, -1, -1):
-                alive = d_alive & (first + i < length)
-                dy = tl.where(alive, dys[i], 0.0)
+                alive = lane * 0 + first + i < length
+                dy = tl.where(alive & d_alive, dys[i], 0.0)
                 B = load_matrix(B_ptr + positions[i] * matrix_width, first_state, N, BLOCK_N, SPLIT)
                 C = load_matrix(C_ptr + positions[i] * matrix_width, first_state, N, BLOCK_N, SPLIT)
                 carry, grad_A, grad_x, grad_dt, grad_matrices = step_back(
@@ -181,17 +181,17 @@ def selective_scan_bwd_kernel(
                     KEEP_DECAYS, BLOCK_N, SPLIT,
                 )  # fmt: skip
                 store_matrix_gradients(
-                    grad_matrices_ptr + positions[i] * (2 * matrix_width), grad_matrices, lane, first + i < length,
+                    grad_matrices_ptr + positions[i] * (2 * matrix_width), grad_matrices, lane, alive,
                     N, BLOCK_N, SPLIT,
                 )  # fmt: skip
                 grad_dt = grad_dt * LN_2 + grad_x * us[i]
                 grad_delta = grad_dt * tl.sigmoid(deltas[i] + bias) if SOFTPLUS else grad_dt
                 grad_D += dy * us[i]
-                grad_bias += tl.where(alive, grad_delta, 0.0)
+                grad_bias += tl.where(alive & d_alive, grad_delta, 0.0)
                 grad_u = grad_x * dts[i] + skip * dy
                 offset = positions[i] * width
-                tl.store(grad_u_ptr + offset, grad_u.to(grad_u_ptr.dtype.element_ty), mask=alive)
-                tl.store(grad_delta_ptr + offset, grad_delta.to(grad_delta_ptr.dtype.element_ty), mask=alive)
+                tl.store(grad_u_ptr + offset, grad_u.to(grad_u_ptr.dtype.element_ty), mask=alive & d_alive)
+                tl.store(grad_delta_ptr + offset, grad_delta.to(grad_delta_ptr.dtype.element_ty), mask=alive & d_alive)
         if CHUNK > STEPS:
             tl.debug_barrier()
 
@@ -226,21 +226,20 @@ def step_back(carry, grad_A, before, after, decays, dt, u, dy, B, C, A2, zero, l
         B_sums = ()
         C_sums = ()
         for s in tl.static_range(STATES):
-            i: tl.constexpr = c * STATES + s
-            grad_h = carry[i] + dys[c] * C[s]
-            decay = decays[i] if KEEP_DECAYS else tl.exp2(dts[c] * A2[i] + zero)
+            grad_h = carry[c * STATES + s] + dys[c] * C[s]
+            decay = decays[c * STATES + s] if KEEP_DECAYS else tl.exp2(dts[c] * A2[c * STATES + s] + zero)
             passed_on = grad_h * decay
-            grad_exponent = passed_on * before[i]
+            grad_exponent = passed_on * before[c * STATES + s]
             grad_x += grad_h * B[s]
-            grad_dt += grad_exponent * A2[i]
+            grad_dt += grad_exponent * A2[c * STATES + s]
             passed = passed + (passed_on,)
-            grown = grown + (grad_A[i] + grad_exponent * dts[c],)
+            grown = grown + (grad_A[c * STATES + s] + grad_exponent * dts[c],)
             if c == 0:
                 B_sums = B_sums + (grad_h * xs[c],)
-                C_sums = C_sums + (after[i] * dys[c],)
+                C_sums = C_sums + (after[c * STATES + s] * dys[c],)
             else:
                 B_sums = B_sums + (B_shares[s] + grad_h * xs[c],)
-                C_sums = C_sums + (C_shares[s] + after[i] * dys[c],)
+                C_sums = C_sums + (C_shares[s] + after[c * STATES + s] * dys[c],)
         B_shares = B_sums
         C_shares = C_sums
         x_shares = x_shares + (grad_x,)

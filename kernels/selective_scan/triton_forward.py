@@ -111,7 +111,7 @@ def selective_scan_fwd_kernel(
             for i in tl.static_range(STEPS):
                 B = load_matrix(B_ptr + positions[i] * matrix_width, first_state, N, BLOCK_N, SPLIT)
                 C = load_matrix(C_ptr + positions[i] * matrix_width, first_state, N, BLOCK_N, SPLIT)
-                alive = first + i < length
+                alive = lane * 0 + first + i < length
                 dt = step_size(deltas[i] + bias, alive, SOFTPLUS)
                 h, _ = advance(h, dt, dt * us[i], B, A2, lane, BLOCK_N, SPLIT)
                 shares = ()
@@ -188,10 +188,9 @@ def segment_ends_kernel(
         positions = read_positions(first, group, length, map_height, map_width, MAP, WIDE, STEPS)
         xs = load_rows(x_ptr, positions, x_step, STEPS)
         deltas = load_rows(delta_ptr, positions, delta_step, STEPS)
-        for step in tl.static_range(STEPS):
-            i: tl.constexpr = STEPS - 1 - step if ADJOINT else step
+        for i in tl.static_range(STEPS - 1 if ADJOINT else 0, -1 if ADJOINT else STEPS, -1 if ADJOINT else 1):
             matrix = load_matrix(matrix_ptr + positions[i] * matrix_width, first_state, N, BLOCK_N, SPLIT)
-            alive = first + i < length
+            alive = lane * 0 + first + i < length
             dt = step_size(deltas[i] + bias, alive, SOFTPLUS)
             dt_sum += dt
             if ADJOINT:
@@ -212,6 +211,5 @@ def retreat(carry, dt, dy, C, A2, lane, BLOCK_N: tl.constexpr, SPLIT: tl.constex
     before = ()
     for c in tl.static_range(SPLIT):
         for s in tl.static_range(STATES):
-            i: tl.constexpr = c * STATES + s
-            before = before + ((carry[i] + dys[c] * C[s]) * tl.exp2(dts[c] * A2[i]),)
+            before = before + ((carry[c * STATES + s] + dys[c] * C[s]) * tl.exp2(dts[c] * A2[c * STATES + s]),)
     return before

@@ -1,9 +1,9 @@
 """How a warp shares a tile of states: 32 channels, and the states of a channel over ``SPLIT`` lanes.
 
-Values of channels are tensors of 32, one channel a lane ("natural"). States are a tuple of tensors of 32: with
-``SPLIT`` = P, lane l holds, for each c < P, channel c 32/P + l mod 32/P, and of it the N/P states from N/P (l div 32/P).
-So sums over states run in registers but for log2(P) exchanges between lanes, and a row of B, which all channels share,
-costs a lane N/P values. README.md weighs the choice of P.
+Values of channels are tensors of 32, one channel a lane ("natural"). States are a tuple of tensors of 32: lane l holds,
+for each c < ``SPLIT`` = P, channel c 32/P + l mod 32/P, and of it the N/P states from (l div 32/P) N/P on. So sums over
+states run in registers but for log2(P) exchanges between lanes, and a row of B, which all channels share, costs a lane
+N/P values. README.md weighs the choice of P.
 """
 
 # Triton reads these bodies as its own language, in which an annotation selects a specialisation.
@@ -40,10 +40,7 @@ def load_matrix(pointer, first_state, N: tl.constexpr, BLOCK_N: tl.constexpr, SP
     values = ()
     for part in tl.static_range(STATES // WIDTH):
         state = first_state[:, None] + (part * WIDTH + tl.arange(0, WIDTH))[None, :]
-        if N == BLOCK_N:
-            tile = tl.load(pointer + state)
-        else:
-            tile = tl.load(pointer + state, mask=state < N, other=0.0)
+        tile = tl.load(pointer + state) if N == BLOCK_N else tl.load(pointer + state, mask=state < N, other=0.0)
         values = values + unstack(tile.to(tl.float32), WIDTH)
     return values
 

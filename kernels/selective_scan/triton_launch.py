@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -26,12 +27,14 @@ class Plan:
         steps: Steps whose loads are issued together, and whose states a backward pass keeps in registers.
         segments: Parts of time that run at once.
         keep_decays: Whether a backward pass keeps the decays of its steps in registers too.
+        registers: Registers a lane may use; fewer let more programs share a multiprocessor. None: as many as help.
     """
 
     split: int
     steps: int
     segments: int
     keep_decays: bool = True
+    registers: int | None = None
 
 
 def choose_plan(rows: int, length: int, channels: int, d_state: int, chunk: int, backward: bool) -> Plan:
@@ -49,7 +52,7 @@ def choose_plan(rows: int, length: int, channels: int, d_state: int, chunk: int,
     split = min(2, states)
     steps = max(1, (64 if backward else 128) // states)
     steps = min(steps, 4 if backward else 8, chunk)
-    programs = rows * triton.cdiv(channels, WARP)
+    programs = rows * _ceil_div(channels, WARP)
     segments = 1
     while programs * segments * 2 <= WANTED_PROGRAMS and length >= 64 * segments * 2:
         segments *= 2
@@ -73,15 +76,15 @@ class _Scan:
 
     @property
     def segment_steps(self) -> int:
-        return triton.cdiv(triton.cdiv(self.length, self.plan.segments), self.chunk) * self.chunk
+        return _ceil_div(_ceil_div(self.length, self.plan.segments), self.chunk) * self.chunk
 
     @property
     def segments(self) -> int:
-        return triton.cdiv(self.length, self.segment_steps)
+        return _ceil_div(self.length, self.segment_steps)
 
     @property
     def blocks(self) -> int:
-        return triton.cdiv(self.channels, WARP)
+        return _ceil_div(self.channels, WARP)
 
     @property
     def programs(self) -> int:
@@ -100,7 +103,7 @@ class _Scan:
             map_width,
         )
 
-    def constants(self) -> dict[str, int | bool]:
+    def constants(self) -> dict[str, Any]:
         """Return the compile-time arguments that every kernel takes."""
         return {
             "N": self.d_state,
@@ -111,6 +114,7 @@ class _Scan:
             "SOFTPLUS": self.softplus,
             "WIDE": self.wide,
             "num_warps": 1,
+            "maxnreg": self.plan.registers,
         }
 
     def segment_ends(
@@ -159,7 +163,7 @@ def forward(
     _refuse_float64(u, delta, A, B, C)
     batch, length, groups, channels = u.shape
     d_state = A.shape[-1]
-    chunks = triton.cdiv(length, chunk) if save_states else 0
+    chunks = _ceil_div(length, chunk) if save_states else 0
     out = torch.empty(batch, length, groups, channels, dtype=u.dtype, device=u.device)
     last_state = torch.empty(batch, groups, channels, d_state, dtype=torch.float32, device=u.device)
     states = torch.empty(batch, chunks, groups, d_state, channels, dtype=torch.float32, device=u.device)
@@ -167,7 +171,9 @@ def forward(
     A, B, C = A.contiguous(), B.contiguous(), C.contiguous()
     bias = None if delta_bias is None else delta_bias.contiguous()
     plan = choose_plan(batch * groups, length, channels, d_state, chunk, backward=False)
-    scan = _Scan(plan, *u.shape, d_state, map_height, chunk, delta_softplus, _is_wide(out, u, delta))
+    scan = _Scan(
+        plan, batch, length, groups, channels, d_state, map_height, chunk, delta_softplus, _is_wide(out, u, delta)
+    )
     with _on_device(u.device):
         ends, dt_sums = scan.segment_ends(u, delta, A, B, bias, adjoint=False)
         selective_scan_fwd_kernel[(scan.programs,)](
@@ -222,7 +228,18 @@ def backward(
 
     grad_u = empty(*u.shape, dtype=u.dtype)
     grad_delta = empty(*delta.shape, dtype=delta.dtype)
-    scan = _Scan(plan, *u.shape, d_state, map_height, chunk, delta_softplus, _is_wide(grad_u, grad_out, u, delta))
+    scan = _Scan(
+        plan,
+        batch,
+        length,
+        groups,
+        channels,
+        d_state,
+        map_height,
+        chunk,
+        delta_softplus,
+        _is_wide(grad_u, grad_out, u, delta),
+    )
     grad_A = empty(batch, scan.segments, groups, d_state, channels)
     grad_matrices = empty(scan.blocks, batch, length, groups, 2, d_state)
     grad_D, grad_bias = (empty(batch, scan.segments, groups, channels) for _ in range(2))
@@ -259,16 +276,20 @@ def backward(
             CHUNK=chunk,
             **scan.constants(),
         )
-    grad_B, grad_C = grad_matrices.sum(0).unbind(-2)
+    grad_B, grad_C = (grad_matrices[..., matrix, :].sum(0) for matrix in range(2))
     return (
         grad_u,
         grad_delta,
         grad_A.sum((0, 1)).transpose(-1, -2).to(A.dtype).contiguous(),
-        grad_B.to(B.dtype).contiguous(),
-        grad_C.to(C.dtype).contiguous(),
+        grad_B.to(B.dtype),
+        grad_C.to(C.dtype),
         grad_D.sum((0, 1)),
         grad_bias.sum((0, 1)),
     )
+
+
+def _ceil_div(total: int, part: int) -> int:
+    return -(-total // part)
 
 
 def _strides(*tensors: Tensor) -> tuple[int, ...]:

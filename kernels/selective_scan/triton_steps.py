@@ -118,8 +118,7 @@ def join_segments(h, ends_ptr, dt_sums_ptr, row, row_stride, count, A2, block, l
         after = ()
         for c in tl.static_range(SPLIT):
             for s in tl.static_range(STATES):
-                i: tl.constexpr = c * STATES + s
-                after = after + (tl.exp2(dt_sums[c] * A2[i]) * h[i] + ends[i],)
+                after = after + (tl.exp2(dt_sums[c] * A2[c * STATES + s]) * h[c * STATES + s] + ends[c * STATES + s],)
         h = after
         row += row_stride
     return h

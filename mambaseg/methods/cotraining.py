@@ -40,6 +40,9 @@ class CoTrainingModule(L.LightningModule, ABC):
         surface_in_fit: Compute surface distances in the validation runs of ``fit`` too; ``validate`` and ``test``
             always do.
 
+        strong_view: Learn on the strongly augmented view of each image; needs a transform that gives two views, such as
+            ``weak_strong``.
+
     Raises:
         InputError: There is no student, or one is called like the ensemble.
     """
@@ -52,6 +55,7 @@ class CoTrainingModule(L.LightningModule, ABC):
         class_names: list[str] | None = None,
         inference: SliceInference = SliceInference(),  # noqa: B008  frozen, so sharing it is safe
         surface_in_fit: bool = False,
+        strong_view: bool = False,
     ) -> None:
         super().__init__()
         if not students or ENSEMBLE in students:
@@ -64,6 +68,7 @@ class CoTrainingModule(L.LightningModule, ABC):
         self.class_names = tuple(class_names or ["background", *(f"class{i}" for i in range(1, num_classes))])
         self.inference = inference
         self.surface_in_fit = surface_in_fit
+        self.strong_view = strong_view
         self.last_scores: list[CaseScore] = []
 
     @property
@@ -76,6 +81,18 @@ class CoTrainingModule(L.LightningModule, ABC):
         """Who is scored: every student, and the ensemble where there are several."""
         return [*self.student_names, ENSEMBLE] if len(self.student_names) > 1 else self.student_names
 
+    def training_view(self, batch: Batch) -> Tensor:
+        """Return the images (B, C, *S) that the students learn on.
+
+        Raises:
+            InputError: ``strong_view`` is on, and the data's transform gives one view.
+        """
+        if not self.strong_view:
+            return batch["image"]
+        if "image_strong" not in batch:
+            raise InputError("model.strong_view is true, but the data gives one view: set data's transform: weak_strong.")
+        return batch["image_strong"]
+
     @abstractmethod
     def training_losses(self, batch: Batch, outputs: dict[str, StudentOutput]) -> dict[str, Tensor]:
         """Return the weighted terms of the loss, by name; they are summed for the one backward pass.
@@ -84,7 +101,7 @@ class CoTrainingModule(L.LightningModule, ABC):
 
         Args:
             batch: A training batch.
-            outputs: What each student made of ``batch["image"]``.
+            outputs: What each student made of ``training_view(batch)``.
         """
 
     def student_parameters(self, name: str) -> Iterator[tuple[str, nn.Parameter]]:
@@ -130,7 +147,7 @@ class CoTrainingModule(L.LightningModule, ABC):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the summed loss of one batch."""
-        outputs = self(batch["image"])
+        outputs = self(self.training_view(batch))
         terms = self.training_losses(batch, outputs)
         loss = torch.stack(list(terms.values())).sum()
         if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]

@@ -7,9 +7,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mambaseg.datamodules.batch import Batch
+from mambaseg.datamodules.batch import IGNORE_INDEX, Batch
 from mambaseg.errors import InputError
 from mambaseg.losses.pooled_contrast import Reduction, pooled_contrast_loss
+from mambaseg.methods.components.ema_teacher import EmaTeacher
 from mambaseg.methods.components.pixel_contrast import PixelContrast, PixelContrastConfig
 from mambaseg.methods.components.ramp_up import RampUp
 from mambaseg.methods.components.student_output import StudentOutput, mean_probabilities
@@ -50,28 +51,51 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
+@dataclass
+class CrossConfig:
+    """How pseudo-labels are made and used, apart from the recipe's weights.
+
+    Attributes:
+        ramp: Replaces the recipe's ramp of the cross-supervision terms.
+        teacher: ``partner`` is the published way: each student learns from the others' present predictions. ``ema``
+            takes the mean probability of slow averages of all students, the same for every student.
+        ema_decay: Share of the old average that a step keeps.
+        confidence: Pixels whose pseudo-label has a lower probability are left out; 0 keeps all, as published.
+        ce: Replaces the recipe's weight of the cross-entropy to pseudo-labels.
+        dice: Replaces the recipe's weight of the Dice loss to pseudo-labels. Dice drives a class that no pseudo-label of
+            the batch holds to zero; without it the step from few labels is slower and safer.
+    """
+
+    ramp: RampUp | None = None
+    teacher: Literal["partner", "ema"] = "partner"
+    ema_decay: float = 0.99
+    confidence: float = 0.0
+    ce: float | None = None
+    dice: float | None = None
+
+
 class SemiMambaUNet(CoTrainingModule):
     """Semi-supervised co-training (Semi-Mamba-UNet, https://arxiv.org/abs/2402.07245), for two or more students.
 
-    Paper and released code define different losses: ``recipe`` names the one meant. Neither contrasts pixels,
-    although the paper's title says so; ``pixel_contrast`` adds a term that does.
+    Paper and released code define different losses: ``recipe`` names the one meant. Neither contrasts pixels, although
+    the paper's title says so; ``pixel_contrast`` adds a term that does. ``cross`` holds what goes beyond both.
 
     Args:
         recipe: ``released`` or ``paper``.
-        cross_ramp: Replaces the recipe's ramp of the cross-supervision terms.
+        cross: How pseudo-labels are made and used; the default is the published way.
         pixel_contrast: Adds the pixel-level InfoNCE between students.
         ablate: Terms to leave out.
         **kwargs: See ``CoTrainingModule``.
 
     Raises:
-        InputError: Fewer than two students, or every term is ablated.
+        InputError: Fewer than two students.
     """
 
     def __init__(
         self,
         *,
         recipe: Literal["released", "paper"] = "released",
-        cross_ramp: RampUp | None = None,
+        cross: CrossConfig | None = None,
         pixel_contrast: PixelContrastConfig | None = None,
         ablate: list[Term] | None = None,
         **kwargs: Any,
@@ -82,13 +106,21 @@ class SemiMambaUNet(CoTrainingModule):
                 f"SemiMambaUNet needs two or more students, got {self.student_names}; use Supervised for one."
             )
         self.recipe = RECIPES[recipe]
-        self.cross_ramp = cross_ramp or self.recipe.cross_ramp
+        self.cross = cross or CrossConfig()
+        self.cross_ramp = self.cross.ramp or self.recipe.cross_ramp
         self.ablated = frozenset(ablate or ())
+        self.teacher = EmaTeacher(dict(self._networks()), self.cross.ema_decay) if self.cross.teacher == "ema" else None
         self.pixel_contrast: PixelContrast | None = None
         if pixel_contrast is not None and "pixel_contrast" not in self.ablated:
             channels = {name: network.decoder_channels for name, network in self._networks()}
             strides = {name: network.decoder_stride for name, network in self._networks()}
             self.pixel_contrast = PixelContrast(channels, strides, pixel_contrast)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, then let the teacher follow."""
+        super().optimizer_step(*args, **kwargs)
+        if self.teacher is not None:
+            self.teacher.update(dict(self._networks()))
 
     def student_parameters(self, name: str) -> Any:
         """Yield the network's parameters and those of its contrast head."""
@@ -119,12 +151,28 @@ class SemiMambaUNet(CoTrainingModule):
 
     def _cross(self, batch: Batch, outputs: dict[str, StudentOutput]) -> dict[str, Tensor]:
         ramp = self.cross_ramp(self.global_step)
+        ce = self.recipe.cross_ce if self.cross.ce is None else self.cross.ce
+        dice = self.recipe.cross_dice if self.cross.dice is None else self.cross.dice
         terms = {}
-        for name, output in outputs.items():
-            target = unknown_target(batch, partner_label([o for other, o in outputs.items() if other != name]))
-            loss = segmentation_loss(output, target, self.recipe.cross_ce, self.recipe.cross_dice)
+        for name, target in self._cross_targets(batch, outputs).items():
+            loss = segmentation_loss(outputs[name], target, ce, dice)
             terms[f"cross/{name}"] = ramp * loss
         return terms
+
+    def _cross_targets(self, batch: Batch, outputs: dict[str, StudentOutput]) -> dict[str, Tensor]:
+        """Return each student's pseudo-label (B, *S), known only where the batch's label is not."""
+        if self.teacher is not None:
+            shared = confident_label(self.teacher(batch["image"]), self.cross.confidence)
+            return dict.fromkeys(outputs, unknown_target(batch, shared))
+        views = outputs
+        if self.strong_view:
+            with torch.no_grad():
+                views = self(batch["image"])
+        targets = {}
+        for name in outputs:
+            partners = [output for other, output in views.items() if other != name]
+            targets[name] = unknown_target(batch, partner_label(partners, self.cross.confidence))
+        return targets
 
     def _pooled_contrast(self, outputs: dict[str, StudentOutput]) -> Tensor:
         losses = [
@@ -134,8 +182,14 @@ class SemiMambaUNet(CoTrainingModule):
         return self.recipe.pooled_contrast * torch.stack(losses).sum()
 
 
-def partner_label(partners: list[StudentOutput]) -> Tensor:
+def partner_label(partners: list[StudentOutput], confidence: float = 0.0) -> Tensor:
     """Return the hard pseudo-label (B, *S) int64 of one partner, or of several by their mean probability."""
-    if len(partners) == 1:
+    if len(partners) == 1 and confidence == 0.0:
         return partners[0].pseudo_label
-    return mean_probabilities(partners).argmax(1)
+    return confident_label(mean_probabilities(partners), confidence)
+
+
+def confident_label(probabilities: Tensor, confidence: float) -> Tensor:
+    """Return the argmax (B, *S) int64 of ``probabilities`` (B, K, *S), 255 where its probability is below a threshold."""
+    highest, label = probabilities.max(1)
+    return torch.where(highest >= confidence, label, IGNORE_INDEX)

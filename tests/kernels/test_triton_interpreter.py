@@ -27,11 +27,12 @@ def test_kernels_under_the_interpreter(selection, repository):
     assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
 
 
-def test_tiles_divide_the_chunk():
+def test_steps_divide_the_chunk():
     launch = pytest.importorskip("mambaseg.kernels.selective_scan.triton_launch")
     for d_state in (1, 2, 5, 8, 16, 32, 64, 256):
-        for rows, channels in ((1, 3), (64, 192), (96, 1536)):
+        for rows, length, channels in ((1, 1, 3), (64, 3136, 192), (96, 49, 1536), (16, 16384, 192)):
             for backward in (True, False):
-                tile = launch.choose_tile(rows, channels, d_state, backward)
-                assert all(chunk % tile.steps == 0 for chunk in (CPU_CHUNK, GPU_CHUNK))
-                assert tile.channels in (8, 16, 32)
+                for chunk in (CPU_CHUNK, GPU_CHUNK):
+                    plan = launch.choose_plan(rows, length, channels, d_state, chunk, backward)
+                    assert chunk % plan.steps == 0
+                    assert plan.split <= d_state

@@ -10,9 +10,11 @@ from mambaseg.kernels import selective_scan, ss2d
 from mambaseg.kernels.selective_scan import (
     grouped_scan,
     grouped_scan_reference,
+    op,
     selective_scan_reference,
     triton_launch,
 )
+from mambaseg.kernels.selective_scan.triton_launch import Plan
 from tests.kernels.scan_cases import assert_close, gradients, in_float64, map_inputs, scan_inputs
 from tests.kernels.test_ss2d import ss2d_reference
 
@@ -84,6 +86,22 @@ def test_four_directions(height, width):
     expected = gradients(truth, inputs, truth_last)
     for name, grad in gradients(out, inputs, last).items():
         assert_close(f"d{name}", grad, expected[name], 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("plan", "chunk", "d_state"),
+    [
+        (Plan(1, 2, 3), 4, 4),
+        (Plan(2, 2, 2, keep_decays=False), 2, 3),
+        (Plan(4, 4, 2), 8, 4),
+        (Plan(2, 1, 1), 4, 32),
+    ],
+)
+def test_plans(plan, chunk, d_state, monkeypatch):
+    """Segments of time, lanes that share a channel, and several sums a lane give what one lane in one walk gives."""
+    monkeypatch.setattr(triton_launch, "choose_plan", lambda *_, **__: plan)
+    monkeypatch.setattr(op, "CPU_CHUNK", chunk)
+    _compare(scan_inputs(1, 5, 19 if d_state < 32 else 3, d_state, 1, dtype=torch.float32), 1e-5, 1e-4)
 
 
 def test_ss2d():

@@ -8,8 +8,10 @@ import torch.nn.functional as F
 from mambaseg.errors import InputError
 from mambaseg.losses.dice import soft_dice_loss
 from mambaseg.methods import SemiMambaUNet, Supervised
+from mambaseg.methods.components.ema_teacher import EmaTeacher
 from mambaseg.methods.components.pixel_contrast import PixelContrastConfig
 from mambaseg.methods.components.ramp_up import RampUp
+from mambaseg.methods.semi_mamba_unet import CrossConfig
 
 
 def losses_of(module, batch):
@@ -122,3 +124,58 @@ def test_a_batch_without_labels_gives_zero_supervised_loss(students, batch):
     batch["label"] = torch.full_like(batch["label"], 255)
     terms, _ = losses_of(Supervised(students=students), batch)
     assert [term.item() for term in terms.values()] == [0.0, 0.0]
+
+
+def test_unsure_pseudo_labels_are_left_out(students, batch):
+    module = SemiMambaUNet(students=students, cross=CrossConfig(confidence=1.1))
+    terms, _ = losses_of(module, batch)
+    assert terms["cross/cnn"].item() == terms["cross/mamba"].item() == 0.0
+
+
+def test_the_ema_teacher_is_the_mean_of_slow_averages_seen_in_evaluation_mode(students, batch):
+    module = SemiMambaUNet(students=students, recipe="paper", cross=CrossConfig(teacher="ema"), ablate=["supervised"])
+    assert not any(p.requires_grad for p in module.teacher.parameters())
+    module.train()
+    assert not any(m.training for m in module.teacher.modules())
+    terms, outputs = losses_of(module, batch)
+    # Nothing was trained yet, so the averages are the students themselves.
+    mean = torch.stack([output.probabilities for output in outputs.values()]).mean(0)
+    expected = F.cross_entropy(outputs["cnn"].logits[2:], mean[2:].argmax(1))
+    expected = expected + soft_dice_loss(outputs["cnn"].probabilities[2:], mean[2:].argmax(1))
+    torch.testing.assert_close(terms["cross/cnn"], expected)
+
+
+def test_averages_follow_weights_and_buffers():
+    student = torch.nn.BatchNorm1d(1)
+    teacher = EmaTeacher({"a": student}, decay=0.9)
+    values = []
+    for step in range(1, 40):
+        with torch.no_grad():
+            student.weight.fill_(float(step))
+            student.running_mean.fill_(float(step))
+        teacher.update({"a": student})
+        values.append((teacher.averages["a"].weight.item(), teacher.averages["a"].running_mean.item()))
+    average, expected = 1.0, []
+    for step in range(1, 40):
+        keep = min(1 - 1 / (step + 1), 0.9)
+        average = keep * average + (1 - keep) * step
+        expected.append(average)
+    assert [v[0] for v in values] == pytest.approx(expected, rel=1e-5)
+    assert values[0][1] == pytest.approx(0.5)
+
+
+def test_the_strong_view_is_learned_and_the_weak_one_labels(students, batch):
+    batch["image_strong"] = batch["image"].flip(-1) * 0.5
+    module = SemiMambaUNet(students=students, recipe="paper", strong_view=True).eval()
+    outputs = module(module.training_view(batch))
+    terms = module.training_losses(batch, outputs)
+    weak = module(batch["image"])["mamba"].pseudo_label[2:]
+    z = outputs["cnn"].logits[2:]
+    expected = F.cross_entropy(z, weak) + soft_dice_loss(z.softmax(1), weak)
+    torch.testing.assert_close(terms["cross/cnn"], expected)
+
+
+def test_a_strong_view_that_the_data_does_not_give_is_named(students, batch):
+    module = Supervised(students=students, strong_view=True)
+    with pytest.raises(InputError, match="transform: weak_strong"):
+        module.training_view(batch)
