@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from mambaseg.callbacks.provenance import code_version
 from mambaseg.datamodules.base import SegmentationDataModule
 from mambaseg.datamodules.batch import Batch
 from mambaseg.experiment import find_experiment, load_experiment
@@ -58,6 +59,7 @@ def main() -> None:
         for _ in range(arguments.warmup):
             step()
         row = {
+            "code": (code_version().git_sha or "unknown")[:7],
             "experiment": arguments.experiment,
             "settings": " ".join(arguments.set),
             "input": source,

@@ -68,9 +68,7 @@ class TrainingCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
 
-def build(
-    config: Config, origin: Path, run_dir: Path, arguments: Sequence[str] = (), *, track: bool
-) -> TrainingCLI:
+def build(config: Config, origin: Path, run_dir: Path, arguments: Sequence[str] = (), *, track: bool) -> TrainingCLI:
     """Check an experiment and build its parts; nothing is trained or downloaded.
 
     Args:
@@ -118,8 +116,8 @@ def build(
 def resolve_trainer(trainer: Config) -> Config:
     """Return the ``trainer`` section with our own conveniences resolved.
 
-    ``precision: auto`` is bf16 on a GPU that has it and fp32 elsewhere (fp16 overflows in the scans); a run shorter than
-    its validation interval is validated once, at its end.
+    ``precision: auto`` is bf16 on a GPU that has it and fp32 elsewhere (fp16 overflows in the scans); a run shorter
+    than its validation interval is validated once, at its end.
     """
     resolved = dict(trainer)
     if trainer.get("precision", "auto") == "auto":

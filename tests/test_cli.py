@@ -11,7 +11,9 @@ from mambaseg.errors import InputError
 
 
 def call(*words, cwd=None):
-    return subprocess.run([sys.executable, "-m", "mambaseg", *words], capture_output=True, text=True, cwd=cwd, check=False)
+    return subprocess.run(
+        [sys.executable, "-m", "mambaseg", *words], capture_output=True, text=True, cwd=cwd, check=False
+    )
 
 
 def message(capsys, *words):
@@ -59,7 +61,10 @@ def tiny(tmp_path, monkeypatch):
     monkeypatch.setenv("MAMBASEG_RUNS", str(tmp_path / "runs"))
     path = tmp_path / "tiny.yaml"
     path.write_text(
-        "trainer: {accelerator: cpu, max_steps: 1, val_check_interval: 200, check_val_every_n_epoch: null, num_sanity_val_steps: 0, use_distributed_sampler: false}\n"
+        "trainer: {accelerator: cpu, max_steps: 1, val_check_interval: 200, check_val_every_n_epoch: null,
+"
+        "  num_sanity_val_steps: 0, use_distributed_sampler: false}
+"
         "tracking: {wandb: false}\n"
         "data:\n"
         "  class_path: mambaseg.datamodules.demo.DemoDataModule\n"
@@ -116,7 +121,7 @@ def test_a_missing_split_file_is_named(capsys, tiny, tmp_path, monkeypatch):
     from mambaseg.datamodules.splits import load_split
 
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match="nowhere.json"):
+    with pytest.raises(InputError, match=r"nowhere\.json"):
         load_split("nowhere.json")
     text = tiny.read_text()
     start, end = text.index("data:"), text.index("model:")

@@ -19,7 +19,17 @@ def names(tmp_path_factory, repository):
         else:
             copy.mkdir(exist_ok=True)
             shutil.copy(source, copy / name)
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(copy / "dist"), str(copy)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--wheel-dir",
+        str(copy / "dist"),
+        str(copy),
+    ]
     subprocess.run(command, check=True, capture_output=True)
     [wheel] = (copy / "dist").glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:

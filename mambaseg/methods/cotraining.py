@@ -90,7 +90,9 @@ class CoTrainingModule(L.LightningModule, ABC):
         if not self.strong_view:
             return batch["image"]
         if "image_strong" not in batch:
-            raise InputError("model.strong_view is true, but the data gives one view: set data's transform: weak_strong.")
+            raise InputError(
+                "model.strong_view is true, but the data gives one view: set data's transform: weak_strong."
+            )
         return batch["image_strong"]
 
     @abstractmethod
@@ -141,7 +143,7 @@ class CoTrainingModule(L.LightningModule, ABC):
         return {name: StudentOutput(*network.forward_with_features(image)) for name, network in self._networks()}
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Seed dropout and pixel sampling from the place in the run, so that a resumed run draws what the first would."""
+        """Seed dropout and pixel sampling from the place in the run: a resumed run draws what the first would have."""
         place = (int(os.environ.get("PL_GLOBAL_SEED", "0")), self.global_rank, self.current_epoch, batch_idx)
         torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> np.uint64(1)))
 

@@ -6,9 +6,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+LOSS_MEMORY = 0.95
+"""Share of the old running loss that a step keeps."""
+
 
 class EmaTeacher(nn.Module):
-    """Exponential moving averages of the students; their mean probability is the teacher's word.
+    """Exponential moving averages of the students; their weighted mean probability is the teacher's word.
 
     Mean teacher, https://arxiv.org/abs/1703.01780, over several networks. Buffers (batch-norm statistics) are averaged
     like weights, and the teacher predicts in evaluation mode: a teacher in training mode would see other statistics
@@ -17,18 +20,24 @@ class EmaTeacher(nn.Module):
     Args:
         students: The networks to follow.
         decay: Share of the old average that a step keeps, once warm.
+        trust: How much more a student counts that does better on labelled pixels: shares are the softmax of ``-trust``
+            times the running supervised loss. 0 counts all alike. A network that has hardly learned yet should not
+            teach one that has.
     """
 
     step: Tensor
+    loss: Tensor
 
-    def __init__(self, students: Mapping[str, nn.Module], decay: float) -> None:
+    def __init__(self, students: Mapping[str, nn.Module], decay: float, trust: float = 0.0) -> None:
         super().__init__()
         if not 0.0 <= decay < 1.0:
             raise ValueError(f"EmaTeacher: decay is {decay}; it must be in [0, 1).")
         self.decay = decay
+        self.trust = trust
         self.averages = nn.ModuleDict({name: copy.deepcopy(network) for name, network in students.items()})
         self.averages.requires_grad_(False)
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
+        self.register_buffer("loss", torch.zeros(len(students)))
         self.eval()
 
     def train(self, mode: bool = True) -> "EmaTeacher":
@@ -49,6 +58,18 @@ class EmaTeacher(nn.Module):
                     mine.copy_(theirs[key])
 
     @torch.no_grad()
+    def hear(self, supervised: Mapping[str, Tensor]) -> None:
+        """Note how well each student does on labelled pixels: its supervised loss, a scalar, averaged over steps."""
+        now = torch.stack([supervised[name].detach().float() for name in self.averages])
+        seen = self.step > 0
+        self.loss.copy_(torch.where(seen, self.loss.lerp(now, 1 - LOSS_MEMORY), now))
+
+    def shares(self) -> Tensor:
+        """Return each average's share in the teacher's word, (students,), summing to 1."""
+        return torch.softmax(-self.trust * self.loss, dim=0)
+
+    @torch.no_grad()
     def forward(self, image: Tensor) -> Tensor:
-        """Return the mean probability (B, K, *S) of the averages on ``image`` (B, C, *S)."""
-        return torch.stack([network(image).float().softmax(1) for network in self.averages.values()]).mean(0)
+        """Return the averages' probability (B, K, *S) on ``image`` (B, C, *S), weighted by their shares."""
+        words = torch.stack([network(image).float().softmax(1) for network in self.averages.values()])
+        return torch.einsum("n,n...->...", self.shares(), words)
