@@ -61,10 +61,8 @@ def tiny(tmp_path, monkeypatch):
     monkeypatch.setenv("MAMBASEG_RUNS", str(tmp_path / "runs"))
     path = tmp_path / "tiny.yaml"
     path.write_text(
-        "trainer: {accelerator: cpu, max_steps: 1, val_check_interval: 200, check_val_every_n_epoch: null,
-"
-        "  num_sanity_val_steps: 0, use_distributed_sampler: false}
-"
+        "trainer: {accelerator: cpu, max_steps: 1, val_check_interval: 200, check_val_every_n_epoch: null,\n"
+        "  num_sanity_val_steps: 0, use_distributed_sampler: false}\n"
         "tracking: {wandb: false}\n"
         "data:\n"
         "  class_path: mambaseg.datamodules.demo.DemoDataModule\n"
