@@ -1,4 +1,4 @@
-"""The selective scan in plain torch, fast: bulk operations over a chunk of time, one ``addcmul`` a step.
+"""The selective scan in plain torch, fast: bulk operations over a chunk of time, and ``recur_`` along it.
 
 States are laid out (time, batch, group, state, channel), so the innermost axis is long, and only a chunk of them exists
 at any moment. The backward pass walks the chunks in reverse and recomputes each from its saved first state; README.md
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mambaseg.kernels.selective_scan.recurrence import recur_
 from mambaseg.kernels.selective_scan.reference import reading_order, state_dtype
 
 STEP_ELEMENTS = 1 << 15
@@ -173,9 +174,7 @@ class _Sequences:
         h = decay.new_empty(decay.shape[0] + 1, *decay.shape[1:])
         h[0] = state
         torch.mul(self.x[steps, rows].unsqueeze(-2), self.B[steps, rows].unsqueeze(-1), out=h[1:])
-        before = h[0]
-        for now, decay_now in zip(h[1:].unbind(0), decay.unbind(0), strict=True):
-            before = now.addcmul_(decay_now, before)
+        recur_(h[1:], decay, state)
         return decay, h
 
 
@@ -199,10 +198,9 @@ class _Gradients:
         """Add one chunk's share, given the gradient later chunks pass to its last state; return that for its first."""
         decay, h = scan.recompute(steps, rows, first_state)
         grad_h = grad_y[steps, rows].unsqueeze(-2) * scan.C[steps, rows].unsqueeze(-1)
-        later = grad_h[-1].add_(carry)
-        for now, decay_later in zip(reversed(grad_h.unbind(0)[:-1]), reversed(decay.unbind(0)), strict=False):
-            later = now.addcmul_(decay_later, later)
-        carry = later * decay[0]
+        grad_h[-1].add_(carry)
+        recur_(grad_h[:-1], decay[1:], grad_h[-1], reverse=True)
+        carry = grad_h[0] * decay[0]
         product = torch.empty_like(h[1:])
         self.C[steps, rows] = torch.mul(h[1:], grad_y[steps, rows].unsqueeze(-2), out=product).sum(-1)
         self.B[steps, rows] = torch.mul(grad_h, scan.x[steps, rows].unsqueeze(-2), out=product).sum(-1)

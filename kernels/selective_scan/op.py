@@ -16,15 +16,24 @@ from torch import Tensor
 
 from mambaseg.kernels import backend
 from mambaseg.kernels.selective_scan import chunked
+from mambaseg.kernels.selective_scan.recurrence import FEW_ELEMENTS
 from mambaseg.kernels.selective_scan.reference import grouped_scan_reference, state_dtype
 
 CPU_CHUNK = 32
+SMALL_CPU_CHUNK = 256
 GPU_CHUNK = 8
 
 
-def chunk_length(device: torch.device) -> int:
-    """Return the steps between two saved states, what a backward pass recomputes at a time (README.md, Chunks)."""
-    return GPU_CHUNK if device.type == "cuda" else CPU_CHUNK
+def chunk_length(u: Tensor, A: Tensor) -> int:
+    """Return the steps between two saved states, what a backward pass recomputes at a time (README.md, Chunks).
+
+    Args:
+        u: (batch, L, G, D).
+        A: (G, D, N).
+    """
+    if u.device.type == "cuda":
+        return GPU_CHUNK
+    return SMALL_CPU_CHUNK if u.shape[0] * A.numel() <= FEW_ELEMENTS else CPU_CHUNK
 
 
 def grouped_scan(
@@ -81,7 +90,7 @@ def selective_scan_forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run ``grouped_scan`` with the implementation that serves the device, keeping states for the backward pass."""
     result: tuple[Tensor, Tensor, Tensor] = _implementation(u.device).forward(
-        u, delta, A, B, C, D, delta_bias, delta_softplus, map_height, chunk_length(u.device), save_states
+        u, delta, A, B, C, D, delta_bias, delta_softplus, map_height, chunk_length(u, A), save_states
     )
     return result
 
@@ -115,7 +124,7 @@ def selective_scan_backward(
         states,
         delta_softplus,
         map_height,
-        chunk_length(u.device),
+        chunk_length(u, A),
     )
     return result
 
@@ -142,7 +151,7 @@ def _forward_shapes(
     batch, length, groups, channels = u.shape
     d_state = A.shape[-1]
     dtype = state_dtype(u, delta, A, B, C)
-    chunk = chunk_length(u.device)
+    chunk = chunk_length(u, A)
     chunks = (length + chunk - 1) // chunk if save_states else 0
     return (
         u.new_empty(batch, length, groups, channels),
