@@ -2,6 +2,7 @@
 
 from math import isqrt
 
+import torch
 from torch import Tensor
 
 FEW_ELEMENTS = 1 << 13
@@ -29,7 +30,8 @@ def recur_(values: Tensor, decay: Tensor, first: Tensor, *, reverse: bool = Fals
     if reverse:
         _walk(values[whole:], decay[whole:], first, reverse)
         first = values[whole] if whole < length else first
-    _walk_segments(values[:whole].unflatten(0, (-1, steps)), decay[:whole].unflatten(0, (-1, steps)), first, reverse)
+    segments = torch.unflatten(values[:whole], 0, (-1, steps))
+    _walk_segments(segments, torch.unflatten(decay[:whole], 0, (-1, steps)), first, reverse)
     if not reverse:
         _walk(values[whole:], decay[whole:], values[whole - 1], reverse)
 
