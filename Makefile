@@ -18,8 +18,7 @@ export TRITON_CACHE_DIR ?= $(CURDIR)/.cache/triton
 .PHONY: help setup train eval predict data report bench test test-gpu lint types format clean
 
 help: ## show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | \
-		awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo; echo "  Start with: make train EXP=demo"
 
 setup: $(STAMP) ## make the virtual environment (other targets do it by themselves)

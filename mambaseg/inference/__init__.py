@@ -1,1 +1,1 @@
-"""inference."""
+"""Turning volumes into label maps."""

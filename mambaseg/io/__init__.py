@@ -1,1 +1,1 @@
-"""io."""
+"""Reading and writing files."""

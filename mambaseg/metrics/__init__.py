@@ -1,1 +1,1 @@
-"""metrics."""
+"""Scores of segmentations, and the one policy for empty masks."""

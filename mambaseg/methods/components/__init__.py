@@ -1,1 +1,1 @@
-"""components."""
+"""Pieces that methods are composed of: one concept a file."""
