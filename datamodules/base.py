@@ -1,6 +1,7 @@
 """The LightningDataModule that all datasets share: pools of supervision, loaders, ranks."""
 
 import functools
+import os
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -21,6 +22,8 @@ from mambaseg.datamodules.storage import PreparedDataset
 from mambaseg.datamodules.transforms import create_transform
 from mambaseg.errors import InputError
 from mambaseg.registry import Registry
+
+DEFAULT_SEED = 1337
 
 DATAMODULES: Registry[type["SegmentationDataModule"]] = Registry("dataset")
 
@@ -48,7 +51,7 @@ class SegmentationDataModule(L.LightningDataModule, ABC):
         batches_per_epoch: Length of an epoch. None: one pass over the largest pool, at least 200 batches.
         validation_patients: Carve this many validation patients out of the training ones, for splits that have none.
         workers: Loader processes for training. None: what the free cores of each process allow, at most 4.
-        seed: Decides order and augmentation of all samples.
+        seed: Decides order and augmentation of all samples. None: the run's ``seed_everything``.
         audit: Add ``audit_label``, the dense truth of unlabelled and scribbled slices, for monitoring pseudo-labels.
     """
 
@@ -66,7 +69,7 @@ class SegmentationDataModule(L.LightningDataModule, ABC):
         batches_per_epoch: int | None = None,
         validation_patients: int = 0,
         workers: int | None = None,
-        seed: int = 1337,
+        seed: int | None = None,
         audit: bool = True,
     ) -> None:
         super().__init__()
@@ -79,7 +82,7 @@ class SegmentationDataModule(L.LightningDataModule, ABC):
         self.batches_per_epoch = batches_per_epoch
         self.validation_patients = validation_patients
         self.workers = workers
-        self.seed = seed
+        self.seed = int(os.environ.get("PL_GLOBAL_SEED", DEFAULT_SEED)) if seed is None else seed
         self.audit = audit
         self._train: SliceDataset | None = None
         # Whole cases come from memory maps in about a millisecond; Lightning's advice to add workers does not apply.

@@ -1,0 +1,34 @@
+"""Draw docs/images/learning_curves.png from benchmarks/results/semi_acdc_learning.csv."""
+
+import csv
+from collections import defaultdict
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def main() -> None:
+    """Draw one panel a predictor, one line a recipe."""
+    curves: dict[str, dict[str, list[tuple[int, float]]]] = defaultdict(lambda: defaultdict(list))
+    with (ROOT / "benchmarks" / "results" / "semi_acdc_learning.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            curves[row["predictor"]][row["recipe"]].append((int(row["step"]), float(row["dice"])))
+    figure, axes = plt.subplots(1, len(curves), figsize=(10, 3), sharey=True)
+    for axis, (predictor, recipes) in zip(axes, curves.items(), strict=True):
+        for recipe, points in recipes.items():
+            axis.plot(*zip(*points, strict=True), marker="o", label=recipe)
+        axis.set(title=predictor, xlabel="training step", ylim=(0, 1))
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("validation foreground Dice")
+    axes[-1].legend(fontsize="small", loc="lower right")
+    figure.tight_layout()
+    figure.savefig(ROOT / "docs" / "images" / "learning_curves.png", dpi=110)
+
+
+if __name__ == "__main__":
+    main()
