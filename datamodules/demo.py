@@ -24,6 +24,7 @@ class DemoDataModule(SegmentationDataModule):
         size: Height and width of the phantom's and of the training slices in pixels.
         workers: Loader processes; the phantom lives in memory, where 0 is fastest.
         phantom_seed: Seed of the patients; ``seed`` decides order and augmentation only.
+        scanner_spread: How far the scanners' contrasts lie apart, from 0 to 1.
         kwargs: See ``SegmentationDataModule``.
     """
 
@@ -39,6 +40,7 @@ class DemoDataModule(SegmentationDataModule):
         size: tuple[int, int] = (64, 64),
         workers: int | None = 0,
         phantom_seed: int = 0,
+        scanner_spread: float = 1.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(
@@ -52,7 +54,7 @@ class DemoDataModule(SegmentationDataModule):
         if held_out < 1:
             raise InputError(f"held_out is {held_out}, but validation needs at least 1 patient.")
         self.patients = patients
-        self.phantom = Phantom(patients + 2 * held_out, frames, depth, self.size, phantom_seed)
+        self.phantom = Phantom(patients + 2 * held_out, frames, depth, self.size, phantom_seed, scanner_spread)
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -47,20 +47,30 @@ class Scanner:
         return Scanner(**{field.name: getattr(self, field.name) * rng.uniform(0.9, 1.1) for field in fields(self)})
 
 
-def draw_scanner(rng: np.random.Generator) -> Scanner:
-    """Draw a scanner."""
-    blood = rng.uniform(0.5, 1.0)
+def draw_scanner(rng: np.random.Generator, spread: float = 1.0) -> Scanner:
+    """Draw a scanner.
+
+    Args:
+        rng: Decides.
+        spread: How far scanners lie apart: 1 is a wide range of protocols, 0 makes all alike.
+    """
+
+    def between(low: float, high: float) -> float:
+        middle = (low + high) / 2
+        return middle + spread * (rng.uniform(low, high) - middle)
+
+    blood = between(0.5, 1.0)
     return Scanner(
         blood=blood,
         # Blood always outshines muscle, as in every cine sequence, but sometimes barely.
-        myocardium=blood * rng.uniform(0.3, 0.67),
-        fat=rng.uniform(0.2, 1.1),
-        muscle=rng.uniform(0.2, 0.42),
-        soft=rng.uniform(0.25, 0.8),
-        liver=rng.uniform(0.15, 0.75),
-        lung=rng.uniform(0.04, 0.16),
-        blur=rng.uniform(0.4, 1.0),
-        noise=rng.uniform(0.025, 0.09),
-        gamma=rng.uniform(0.6, 1.7),
-        bias=rng.uniform(0.3, 1.2),
+        myocardium=blood * between(0.3, 0.67),
+        fat=between(0.2, 1.1),
+        muscle=between(0.2, 0.42),
+        soft=between(0.25, 0.8),
+        liver=between(0.15, 0.75),
+        lung=between(0.04, 0.16),
+        blur=between(0.4, 1.0),
+        noise=between(0.025, 0.09),
+        gamma=between(0.6, 1.7),
+        bias=between(0.3, 1.2),
     )

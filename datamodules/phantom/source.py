@@ -27,16 +27,23 @@ class Phantom:
         depth: Slices per case, from the base to the apex and for some patients beyond.
         size: Side of the square slices in pixels, or their (height, width).
         seed: Another seed is another hospital population.
+        scanner_spread: How far the scanners' contrasts lie apart, from 0 (all alike) to 1.
 
     Raises:
-        InputError: A count below 1, or slices smaller than 16 pixels.
+        InputError: A count below 1, slices smaller than 16 pixels, or a spread outside [0, 1].
     """
 
     name = "phantom"
     class_names = ("background", "RV", "Myo", "LV")
 
     def __init__(
-        self, patients: int = 24, frames: int = 2, depth: int = 8, size: int | tuple[int, int] = 64, seed: int = 0
+        self,
+        patients: int = 24,
+        frames: int = 2,
+        depth: int = 8,
+        size: int | tuple[int, int] = 64,
+        seed: int = 0,
+        scanner_spread: float = 1.0,
     ) -> None:
         self.size = (size, size) if isinstance(size, int) else (size[0], size[1])
         for field, value, least in (
@@ -47,6 +54,9 @@ class Phantom:
         ):
             if value < least:
                 raise InputError(f"phantom: {field} must be at least {least}, not {value}.")
+        if not 0.0 <= scanner_spread <= 1.0:
+            raise InputError(f"phantom: scanner_spread must be between 0 and 1, not {scanner_spread}.")
+        self.scanner_spread = scanner_spread
         self.frames = frames
         self.depth = depth
         self.seed = seed
@@ -95,7 +105,7 @@ class Phantom:
         heart = place_heart(anatomy, systole, self.depth, self.size)
         choice = self._rng(patient, "scanner")
         hospital = int(choice.integers(SCANNERS))
-        scanner = draw_scanner(self._rng(hospital, "hospital")).for_patient(choice)
+        scanner = draw_scanner(self._rng(hospital, "hospital"), self.scanner_spread).for_patient(choice)
         image = render(heart, anatomy, scanner, self._rng(patient, "body"), self._rng(patient, "noise", frame))
         scribble = draw_scribbles(heart, self._rng(patient, "scribble", frame))
         arrays: dict[ArrayKind, np.ndarray] = {"image": image, "label": heart.label, "scribble": scribble}
