@@ -72,7 +72,9 @@ def test_waiting_for_data_shows(run):
         for line in (run / "metrics.jsonl").read_text().splitlines()
         if "speed/data_wait" in (row := json.loads(line))
     ]
-    assert row["speed/data_wait"] > 0.5
+    seconds = 6 / row["speed/steps_per_s"]
+    # Two epochs of three batches have four waits between batches; a loaded machine never makes them shorter.
+    assert row["speed/data_wait"] * seconds >= 4 * 0.05
 
 
 def test_window_must_have_a_step():
