@@ -179,3 +179,23 @@ def test_a_strong_view_that_the_data_does_not_give_is_named(students, batch):
     module = Supervised(students=students, strong_view=True)
     with pytest.raises(InputError, match="transform: weak_strong"):
         module.training_view(batch)
+
+
+def test_a_split_batch_normalises_labelled_and_unlabelled_samples_apart(students, batch):
+    module = SemiMambaUNet(students=students, split_batch=True).train()
+    torch.manual_seed(0)
+    outputs = module.training_outputs(batch)
+    torch.manual_seed(0)
+    labelled, unlabelled = module(batch["image"][:2]), module(batch["image"][2:])
+    for name, output in outputs.items():
+        apart = torch.cat([labelled[name].logits, unlabelled[name].logits])
+        torch.testing.assert_close(output.logits, apart)
+    module.split_batch = False
+    torch.manual_seed(0)
+    assert not torch.allclose(module.training_outputs(batch)["cnn"].logits, outputs["cnn"].logits)
+
+
+def test_a_split_batch_of_one_kind_is_passed_whole(students, batch):
+    module = SemiMambaUNet(students=students, split_batch=True).eval()
+    batch["supervision"] = torch.full((4,), 2)
+    torch.testing.assert_close(module.training_outputs(batch)["cnn"].logits, module(batch["image"])["cnn"].logits)

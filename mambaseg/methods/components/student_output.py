@@ -18,6 +18,11 @@ class StudentOutput:
         self.logits = logits
         self.decoded = decoded
 
+    @classmethod
+    def joined(cls, parts: "list[StudentOutput]") -> "StudentOutput":
+        """Return the outputs of consecutive parts of a batch as that of the whole."""
+        return cls(torch.cat([part.logits for part in parts]), torch.cat([part.decoded for part in parts]))
+
     @cached_property
     def probabilities(self) -> Tensor:
         """(B, K, *S) softmax in fp32 (fp64 for fp64 logits), with gradient."""
