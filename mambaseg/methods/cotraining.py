@@ -44,8 +44,8 @@ class CoTrainingModule(L.LightningModule, ABC):
             ``weak_strong``.
         split_batch: Pass the labelled and the unlabelled part of a batch through the networks one after the other, so
             that batch norm sees each by itself. In small batches from several scanners the unlabelled part shifts the
-            statistics that the labels are learned under: on the phantom that cost the U-Net 0.08 Dice. The published
-            code passes both together.
+            statistics that the labels are learned under: on the phantom that cost the U-Net 0.08 Dice (one seed). The
+            published code passes both together.
 
     Raises:
         InputError: There is no student, or one is called like the ensemble.
