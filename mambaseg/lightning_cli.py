@@ -81,15 +81,7 @@ def build(config: Config, origin: Path, run_dir: Path, arguments: Sequence[str] 
     Raises:
         InputError: A key is misspelt, a value has the wrong type, or a part refuses its values.
     """
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(
-            logging.WARNING
-        )  # devices, seed and advertisements; the run card has the facts
-    warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint need to be provided.*")
-    warnings.filterwarnings("ignore", ".*does not have many workers.*")  # whole cases come from memory maps at once
-    warnings.filterwarnings(
-        "ignore", ".*isinstance\\(treespec, LeafSpec\\)` is deprecated.*"
-    )  # lightning with torch 2.11
+    quieten_lightning()
     config = {**config, "trainer": resolve_trainer(config.get("trainer") or {})}
     try:
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
@@ -111,6 +103,18 @@ def build(config: Config, origin: Path, run_dir: Path, arguments: Sequence[str] 
         for logger in cli.trainer.loggers:
             logger.log_hyperparams(resolved)
     return cli
+
+
+def quieten_lightning() -> None:
+    """Drop Lightning's lines on devices, seeds and products (the run card has the facts) and misleading advice."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        "callbacks used to create the checkpoint need to be provided",  # evaluation needs none of them
+        "does not have many workers",  # whole cases come from memory maps at once
+        r"isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning's own call, with torch 2.11
+    ):
+        warnings.filterwarnings("ignore", f".*{message}.*")
 
 
 def resolve_trainer(trainer: Config) -> Config:

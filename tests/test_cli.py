@@ -54,6 +54,16 @@ def test_an_unknown_experiment_gives_close_names(capsys, repository, monkeypatch
     assert error.count("\n") == 1
 
 
+def test_options_are_listed_and_nothing_is_trained(repository, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(repository)
+    monkeypatch.setenv("MAMBASEG_RUNS", str(tmp_path))
+    with pytest.raises(SystemExit) as end:
+        main(["fit", "--config", "demo", "--print-options"])
+    assert end.value.code == 0
+    assert "--trainer.max_steps" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.fixture
 def tiny(tmp_path, monkeypatch):
     """An experiment file on the phantom, as text that a test may spoil."""

@@ -4,7 +4,7 @@ import argparse
 import os
 from pathlib import Path
 
-from mambaseg.experiment import Config, find_experiment, load_experiment
+from mambaseg.experiment import Config, find_experiment, load_experiment, merge
 from mambaseg.runs import RUN_DIR_VARIABLE, new_run_dir, resume_run
 
 PASSES_ON = True
@@ -40,9 +40,12 @@ def run(arguments: argparse.Namespace) -> int:
     config = load_experiment(path, arguments.set)
     study = config.pop("study", None)
     if study is not None:
-        from mambaseg.study import run_study
+        from mambaseg.study import check_study, run_study
 
-        return run_study(path.stem, config, study, arguments)
+        if not arguments.print_options:
+            return run_study(path.stem, config, study, arguments)
+        arms, _, _ = check_study(path.stem, study)
+        config = merge(config, next(iter(arms.values())))
     return train(path, config, arguments)
 
 

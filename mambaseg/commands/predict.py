@@ -73,7 +73,7 @@ def segment(model: Any, scan: Path, target: Path, predictor: str, normalise: Any
         raise InputError(f"{scan}: holds NaN or infinite voxels. Repair the scan first.")
     scaled, _ = normalise_volume(volume.array, normalise, scan, published_ready=False)
     tensor = torch.from_numpy(np.ascontiguousarray(scaled))[None].to(next(model.parameters()).device)
-    mask = model.inference(dict(model.students.items()), tensor)[predictor].cpu().numpy()
+    mask = model.segment(tensor)[predictor].cpu().numpy()
     with atomic_path(target) as temporary:
         image = nibabel.Nifti1Image(mask.transpose(2, 1, 0), volume.affine, dtype=np.uint8)  # type: ignore[no-untyped-call]
         nibabel.save(image, temporary)

@@ -22,7 +22,7 @@ from mambaseg.methods.components.student_output import StudentOutput
 from mambaseg.metrics.case_scores import CaseScores
 from mambaseg.metrics.rows import OVERLAP_NAMES, VALUE_NAMES, CaseScore
 from mambaseg.metrics.summary import PredictorSummary, summarize
-from mambaseg.networks import create_network
+from mambaseg.networks import SegmentationNetwork, create_network
 
 
 class CoTrainingModule(L.LightningModule, ABC):
@@ -86,6 +86,15 @@ class CoTrainingModule(L.LightningModule, ABC):
     def predictor_names(self) -> list[str]:
         """Who is scored: every student, and the ensemble where there are several."""
         return [*self.student_names, ENSEMBLE] if len(self.student_names) > 1 else self.student_names
+
+    @property
+    def networks(self) -> dict[str, SegmentationNetwork]:
+        """The students by name; ``students`` holds the same as a module."""
+        return cast(dict[str, SegmentationNetwork], dict(self.students.items()))
+
+    def segment(self, volume: Tensor) -> dict[str, Tensor]:
+        """Return every predictor's label map (D, H, W) uint8 of a volume (C, D, H, W), at its native size."""
+        return self.inference(self.networks, volume)
 
     def training_view(self, batch: Batch) -> Tensor:
         """Return the images (B, C, *S) that the students learn on.
@@ -156,7 +165,7 @@ class CoTrainingModule(L.LightningModule, ABC):
 
     def forward(self, image: Tensor) -> dict[str, StudentOutput]:
         """Return every student's output on ``image`` (B, C, *S)."""
-        return {name: StudentOutput(*network.forward_with_features(image)) for name, network in self._networks()}
+        return {name: StudentOutput(*network.forward_with_features(image)) for name, network in self.networks.items()}
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed dropout and pixel sampling from the place in the run: a resumed run draws what the first would have."""
@@ -200,7 +209,7 @@ class CoTrainingModule(L.LightningModule, ABC):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, dict[str, Tensor]]:
         """Segment the one case of the batch."""
-        return {"predictions": self.inference(dict(self._networks()), batch["image"][0])}
+        return {"predictions": self.segment(batch["image"][0])}
 
     def on_validation_epoch_end(self) -> None:
         """Log the means of every student and of the ensemble."""
@@ -210,14 +219,11 @@ class CoTrainingModule(L.LightningModule, ABC):
         """Log the means of every student and of the ensemble."""
         self._finish_scores("test")
 
-    def _networks(self) -> Iterator[tuple[str, Any]]:
-        yield from self.students.items()
-
     def _start_scores(self) -> None:
         self._case_scores = CaseScores(self.class_names, self.predictor_names).to(self.device)
 
     def _score_case(self, batch: Batch, surface: bool) -> dict[str, dict[str, Tensor]]:
-        predictions = self.inference(dict(self._networks()), batch["image"][0])
+        predictions = self.segment(batch["image"][0])
         spacing = batch["spacing_mm"][0].tolist()
         for name, prediction in predictions.items():
             self._case_scores.update(batch["case_id"][0], name, prediction, batch["label"][0], spacing, surface=surface)

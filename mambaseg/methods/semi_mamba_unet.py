@@ -113,18 +113,18 @@ class SemiMambaUNet(CoTrainingModule):
         self.ablated = frozenset(ablate or ())
         self.teacher: EmaTeacher | None = None
         if self.cross.teacher == "ema":
-            self.teacher = EmaTeacher(dict(self._networks()), self.cross.ema_decay, self.cross.trust)
+            self.teacher = EmaTeacher(self.networks, self.cross.ema_decay, self.cross.trust)
         self.pixel_contrast: PixelContrast | None = None
         if pixel_contrast is not None and "pixel_contrast" not in self.ablated:
-            channels = {name: network.decoder_channels for name, network in self._networks()}
-            strides = {name: network.decoder_stride for name, network in self._networks()}
+            channels = {name: network.decoder_channels for name, network in self.networks.items()}
+            strides = {name: network.decoder_stride for name, network in self.networks.items()}
             self.pixel_contrast = PixelContrast(channels, strides, pixel_contrast)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, then let the teacher follow."""
         super().optimizer_step(*args, **kwargs)
         if self.teacher is not None:
-            self.teacher.update(dict(self._networks()))
+            self.teacher.update(self.networks)
 
     def student_parameters(self, name: str) -> Any:
         """Yield the network's parameters and those of its contrast head."""
