@@ -25,6 +25,7 @@ from mambaseg.lightning_cli import TrainingCLI, build
 
 RESULTS = Path(__file__).parent / "results" / "step.csv"
 COLUMNS = (
+    "code",
     "experiment",
     "settings",
     "input",
@@ -144,7 +145,7 @@ class Step:
 
         print(f"{'ms/step':>8} {'calls/step':>10}  operator ({'GPU' if on_gpu else 'CPU'} time of its own)")
         cpu_ms = sum(row.self_cpu_time_total for row in rows) / 5000
-        print(f"{'':>19}  {cpu_ms:.2f} ms/step on the CPU in all")
+        print(f"{sum(own_ms(row) for row in rows):8.2f} {'':>10}  in all; {cpu_ms:.2f} ms/step on the CPU")
         for row in sorted(rows, key=own_ms, reverse=True)[:30]:
             print(f"{own_ms(row):8.2f} {row.count / 5:10.0f}  {row.key[:90]}")
 

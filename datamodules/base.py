@@ -4,7 +4,7 @@ import functools
 import os
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import lightning.pytorch as L
@@ -21,7 +21,7 @@ from mambaseg.datamodules.splits import Part, Split, check_split, leakage_report
 from mambaseg.datamodules.storage import PreparedDataset
 from mambaseg.datamodules.transforms import create_transform
 from mambaseg.errors import InputError
-from mambaseg.registry import Registry
+from mambaseg.registry import Registry, unknown_name
 
 DEFAULT_SEED = 1337
 
@@ -32,16 +32,20 @@ class SegmentationDataModule(L.LightningDataModule, ABC):
     """Training slices and whole evaluation cases of one dataset, with as much supervision as a run may use.
 
     The split's training patients are cut into up to three pools: the first ``labelled_patients`` with the truth that
-    ``supervision`` names, the next ``scribble_patients`` with scribbles, the others without any. A batch takes a fixed
-    number from each pool, counted over all processes together.
+    ``supervision`` names, the next ``scribble_patients`` with scribbles, the others without any; ``known`` states it
+    patient by patient, or case by case, instead. A batch takes a fixed number from each pool, counted over all
+    processes together.
 
     ``fit`` opens training and validation patients only; test patients are opened by ``test`` and, without their masks,
     by ``predict``. Distributed runs need ``Trainer(use_distributed_sampler=False)``: the samplers here know the ranks.
 
     Args:
-        labelled_patients: How many training patients are labelled, in the split's order. None: all.
+        labelled_patients: How many training patients are labelled, in the split's order. None: all. 0 leaves it to
+            ``known``.
         supervision: What the labelled patients' truth is: ``dense`` masks or ``scribble``.
         scribble_patients: How many further patients have scribbles, beside densely labelled ones.
+        known: What is known of single training patients or cases, by name; wins over the counts, and a case over its
+            patient.
         batch_labelled: Labelled slices in a batch.
         batch_scribble: Slices of the scribble patients in a batch.
         batch_unlabelled: Unlabelled slices in a batch; 0 trains on labelled slices only.
@@ -60,6 +64,7 @@ class SegmentationDataModule(L.LightningDataModule, ABC):
         labelled_patients: int | None = None,
         supervision: Literal["dense", "scribble"] = "dense",
         scribble_patients: int = 0,
+        known: dict[str, Literal["dense", "scribble", "none"]] | None = None,
         batch_labelled: int = 8,
         batch_scribble: int = 0,
         batch_unlabelled: int = 8,
@@ -76,6 +81,7 @@ class SegmentationDataModule(L.LightningDataModule, ABC):
         self.labelled_patients = labelled_patients
         self.supervision = _supervision(supervision, scribble_patients)
         self.scribble_patients = scribble_patients
+        self.known = _known(known or {}, self.supervision)
         self.batch_sizes = {"labelled": batch_labelled, "scribble": batch_scribble, "unlabelled": batch_unlabelled}
         self.size = (size[0], size[1])
         self.transform = create_transform(transform, self.size, **(transform_options or {}))
@@ -168,7 +174,9 @@ class SegmentationDataModule(L.LightningDataModule, ABC):
     def _training_slices(self) -> SliceDataset:
         """Grant each training patient its supervision."""
         patients = self.split.train
-        labelled = self.split.labelled(self.labelled_patients) if self.labelled_patients is not None else patients
+        labelled = patients
+        if self.labelled_patients is not None:
+            labelled = () if self.known and not self.labelled_patients else self.split.labelled(self.labelled_patients)
         scribbled = patients[len(labelled) : len(labelled) + self.scribble_patients]
         granted = dict.fromkeys(labelled, self.supervision) | dict.fromkeys(scribbled, Supervision.SCRIBBLE)
         supervision = {
@@ -176,10 +184,26 @@ class SegmentationDataModule(L.LightningDataModule, ABC):
             for patient in patients
             for case_id in self._cases_by_patient[patient]
         }
+        supervision |= self._stated(supervision)
         if not self.batch_sizes["unlabelled"]:
             supervision = {case: grant for case, grant in supervision.items() if grant is not Supervision.NONE}
         audit = self.audit and set(supervision.values()) != {Supervision.DENSE}
         return SliceDataset(self.source, supervision, self.transform, audit)
+
+    def _stated(self, cases: Collection[str]) -> dict[str, Supervision]:
+        """Return what ``known`` says of the training cases.
+
+        Raises:
+            InputError: It names something that is no training patient or case.
+        """
+        names = {*self.split.train, *cases}
+        for name in self.known:
+            if name not in names:
+                raise InputError(unknown_name("training patient or case", name, names) + " (data field 'known')")
+        of_patient = {
+            case_id: kind for name, kind in self.known.items() for case_id in self._cases_by_patient.get(name, ())
+        }
+        return of_patient | {name: kind for name, kind in self.known.items() if name in cases}
 
     def _evaluation_loader(self, part: Part, labels: bool = True) -> DataLoader[Sample]:
         dataset = VolumeDataset(self.source, self._cases(self.split.part(part)), labels)
@@ -227,6 +251,17 @@ class SegmentationDataModule(L.LightningDataModule, ABC):
                 f"trainer.use_distributed_sampler is true with {self.trainer.world_size} processes, but mambaseg's "
                 "samplers already divide each batch: set trainer.use_distributed_sampler: false."
             )
+
+
+def _known(stated: Mapping[str, str], labelled: Supervision) -> dict[str, Supervision]:
+    """Return what is known of patients or cases, checked."""
+    choices = {kind.name.lower(): kind for kind in Supervision}
+    for name, kind in stated.items():
+        if kind not in choices:
+            raise InputError(f"known: {name} is {kind!r}; it must be one of {', '.join(choices)}.")
+        if choices[kind] is Supervision.DENSE and labelled is not Supervision.DENSE:
+            raise InputError(f"known: {name} is dense, which needs supervision='dense', not 'scribble'.")
+    return {name: choices[kind] for name, kind in stated.items()}
 
 
 def _supervision(name: str, scribble_patients: int) -> Supervision:

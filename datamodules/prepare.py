@@ -12,12 +12,16 @@ from mambaseg.datamodules.checks import check_image, check_same_shape, class_map
 from mambaseg.datamodules.importers import Layout, RawCase, find_cases
 from mambaseg.datamodules.manifest import CaseRecord, Header, SourceFile
 from mambaseg.datamodules.normalise import Normalise, normalise_volume
+from mambaseg.datamodules.scribbles import Simulation
 from mambaseg.datamodules.source import ArrayKind
 from mambaseg.datamodules.writer import DatasetWriter
 from mambaseg.errors import InputError
 
 Outcome = Literal["imported", "kept"]
 OnCase = Callable[[str, Outcome, int], None]
+SIMULATED = "simulated_scribble"
+"""The detail that tells how a case's scribbles were simulated."""
+
 _SHOWN_FAILURES = 10
 
 
@@ -35,6 +39,7 @@ class PrepareRequest:
         workers: Cases read at the same time; each holds one case in memory.
         force: Start over: import every case again and drop all others.
         verify: Recompute the checksums of what is kept, and import again what is damaged.
+        simulation: Scribbles to draw from the masks, in place of the source's own. A case's details name it.
     """
 
     dataset: str
@@ -46,6 +51,7 @@ class PrepareRequest:
     workers: int = 2
     force: bool = False
     verify: bool = False
+    simulation: Simulation | None = None
 
 
 @dataclass
@@ -123,7 +129,7 @@ def _import_case(request: PrepareRequest, case: RawCase, writer: DatasetWriter) 
         arrays={},
         spacing_mm=None,
         affine=None,
-        details=case.details,
+        details=case.details | ({SIMULATED: str(request.simulation)} if request.simulation else {}),
     )
     if writer.is_current(planned, verify=request.verify):
         return "kept"
@@ -137,6 +143,8 @@ def _import_case(request: PrepareRequest, case: RawCase, writer: DatasetWriter) 
     for kind, array in raw.arrays.items():
         if kind != "image":
             arrays[kind] = class_map(array, kind, request.class_names, raw.files[kind])
+    if request.simulation is not None and "label" in arrays:
+        arrays["scribble"] = request.simulation(arrays["label"], len(request.class_names), case.case_id)
     affine = None if raw.affine is None else tuple(tuple(map(float, row)) for row in raw.affine)
     writer.write(replace(planned, normalisation=applied, spacing_mm=raw.spacing_mm, affine=affine), arrays)
     return "imported"

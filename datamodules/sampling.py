@@ -62,6 +62,10 @@ class Pool:
 class PooledBatchSampler(Sampler[list[SampleKey]]):
     """Batches drawn from several pools, divided over ranks.
 
+    Labelled and unlabelled samples in fixed numbers are the two streams of Semi-Mamba-UNet
+    (https://arxiv.org/abs/2402.07245). A pool's passes carry on across epochs, where the published sampler starts the
+    unlabelled stream afresh and so shows only a random part of the unlabelled slices per epoch.
+
     A batch lists the pools in the order given (labelled samples first). Over all ranks, the batches of one step hold
     exactly the samples, with exactly the seeds, of the batch that a single process would draw.
 
@@ -149,41 +153,6 @@ class PooledBatchSampler(Sampler[list[SampleKey]]):
             passes, place = divmod(position, pool.pass_length)
             drawn.append(pool.indices[_permutation(self.seed, stream, passes, len(pool.indices))[place]])
         return drawn
-
-
-class TwoStreamBatchSampler(PooledBatchSampler):
-    """Labelled samples first, then unlabelled ones, as in Semi-Mamba-UNet (https://arxiv.org/abs/2402.07245).
-
-    The labelled stream drops the remainder of each pass as published. The unlabelled stream carries on across epochs,
-    where the published sampler starts it afresh and so shows only a random part of the unlabelled slices per epoch.
-
-    Args:
-        labelled: Dataset indices of labelled samples.
-        unlabelled: Dataset indices of unlabelled samples.
-        labelled_per_batch: Labelled samples in a batch of all ranks together.
-        unlabelled_per_batch: Unlabelled samples in a batch of all ranks together; 0 for none.
-        seed: Seed of the run.
-        batches_per_epoch: See ``PooledBatchSampler``.
-        rank: Number of this process.
-        world_size: Number of processes.
-    """
-
-    def __init__(
-        self,
-        labelled: Sequence[int],
-        unlabelled: Sequence[int],
-        labelled_per_batch: int,
-        unlabelled_per_batch: int,
-        seed: int,
-        batches_per_epoch: int | None = None,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        pools = [
-            Pool("labelled", labelled, labelled_per_batch, drop_remainder=True),
-            Pool("unlabelled", unlabelled, unlabelled_per_batch),
-        ]
-        super().__init__(pools, seed, batches_per_epoch, rank, world_size)
 
 
 class RankShardSampler(Sampler[int]):

@@ -3,8 +3,20 @@
 Imports without Triton and without CUDA; which implementation serves a call is decided in ``backend``.
 """
 
+from mambaseg.kernels.causal_conv1d import causal_conv1d, causal_conv1d_update
 from mambaseg.kernels.cross_scan import cross_merge, cross_scan
+from mambaseg.kernels.norm_gate import merge_norm_gate
 from mambaseg.kernels.selective_scan import selective_scan
+from mambaseg.kernels.selective_state_update import selective_state_update
 from mambaseg.kernels.ss2d import ss2d
 
-__all__ = ["cross_merge", "cross_scan", "selective_scan", "ss2d"]
+__all__ = [
+    "causal_conv1d",
+    "causal_conv1d_update",
+    "cross_merge",
+    "cross_scan",
+    "merge_norm_gate",
+    "selective_scan",
+    "selective_state_update",
+    "ss2d",
+]

@@ -1,7 +1,6 @@
 """Which implementation serves a scan: chosen by the device of the input, or forced by an environment variable."""
 
 import functools
-import importlib.metadata
 import importlib.util
 import os
 
@@ -60,20 +59,6 @@ def interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
 
 
-def describe() -> dict[str, str]:
-    """Describe the selection in this process, one line a fact, for ``mambaseg doctor``."""
-    facts = {BACKEND_VARIABLE: os.environ.get(BACKEND_VARIABLE, "") or "unset"}
-    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-    for name in devices:
-        try:
-            facts[f"scan on {name}"] = select(torch.device(name))
-        except ScanBackendError as error:
-            facts[f"scan on {name}"] = f"unavailable: {error}"
-    facts["triton"] = _triton_version()
-    facts["triton interpreter"] = "on" if interpreting() else "off"
-    return facts
-
-
 def _check_triton(device: torch.device) -> None:
     if not triton_installed():
         raise ScanBackendError(
@@ -85,7 +70,3 @@ def _check_triton(device: torch.device) -> None:
             f"{BACKEND_VARIABLE}=triton cannot serve a {device.type} tensor: move the tensor to a CUDA device, "
             f"set TRITON_INTERPRET=1 to run the kernels in Python, or unset {BACKEND_VARIABLE}"
         )
-
-
-def _triton_version() -> str:
-    return importlib.metadata.version("triton") if triton_installed() else "not installed"

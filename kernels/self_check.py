@@ -1,36 +1,85 @@
-"""A quick comparison of the scan on a device with its reference, for ``mambaseg doctor``."""
+"""A quick comparison of every operator on a device with its reference, for ``mambaseg doctor``."""
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from mambaseg.kernels.causal_conv1d import causal_conv1d, causal_conv1d_reference
+from mambaseg.kernels.norm_gate import merge_norm_gate, merge_norm_gate_reference
 from mambaseg.kernels.selective_scan.interface import selective_scan
 from mambaseg.kernels.selective_scan.reference import selective_scan_reference
+from mambaseg.kernels.selective_state_update import selective_state_update, selective_state_update_reference
 
 TOLERANCE = 1e-4
 """Relative RMS error of fp32 gradients that the tests allow too."""
 
+Operator = Callable[..., Any]
+
+
+def operator_errors(device: torch.device) -> dict[str, float]:
+    """Return, by operator, the largest relative RMS error of its outputs and gradients in fp32 on a device.
+
+    The truth is the fp64 reference on the CPU, at small shapes with odd sizes.
+
+    Args:
+        device: Where the operators run.
+    """
+    return {
+        "selective scan": scan_error(device),
+        "selective state update": _state_update_error(device),
+        "causal convolution": _error(
+            device, causal_conv1d, causal_conv1d_reference, [(2, 35, 70), (35, 4), (35,)], activation="silu"
+        ),
+        "merge, norm and gate": _error(
+            device, merge_norm_gate, merge_norm_gate_reference, [(2, 35, 4, 50), (2, 35, 50), (50,), (50,)]
+        ),
+    }
+
 
 def scan_error(device: torch.device) -> float:
-    """Return the largest relative RMS error of the scan's output and gradients in fp32 on a device.
-
-    The truth is the fp64 step loop on the CPU, at a small shape with odd sizes.
+    """Return the largest relative RMS error of the scan; ``operator_errors`` says of what.
 
     Args:
         device: Where the scan runs.
     """
+    shapes = [(2, 24, 70), (2, 24, 70), (24, 5), (2, 2, 5, 70), (2, 2, 5, 70)]
+    return _error(device, _scan_of(selective_scan), _scan_of(selective_scan_reference), shapes, delta_softplus=True)
+
+
+def _scan_of(scan: Operator) -> Operator:
+    """Return a scan that takes any A, made negative."""
+    return lambda u, delta, A, *rest, **options: scan(u, delta, -A.abs(), *rest, **options)
+
+
+def _state_update_error(device: torch.device) -> float:
+    state, x, dt, A, B, C = _draw([(2, 35, 5), (2, 35), (2, 35), (35, 5), (2, 5), (2, 5)])
+    inputs = (state, x, dt, -A.abs(), B, C)
+    on_device = [value.to(device, torch.float32) for value in inputs]
+    truth, measured = selective_state_update_reference(*inputs), selective_state_update(*on_device)  # type: ignore[arg-type]
+    return _largest_error([truth, state], [measured, on_device[0]])
+
+
+def _error(
+    device: torch.device, operator: Operator, reference: Operator, shapes: list[tuple[int, ...]], **options: Any
+) -> float:
+    inputs = _draw(shapes)
+    truth = _with_gradients(reference, inputs, options)
+    measured = _with_gradients(operator, [value.to(device, torch.float32) for value in inputs], options)
+    return _largest_error(truth, measured)
+
+
+def _draw(shapes: list[tuple[int, ...]]) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
-    shapes = {"u": (2, 24, 70), "delta": (2, 24, 70), "A": (24, 5), "B": (2, 2, 5, 70), "C": (2, 2, 5, 70)}
-    inputs = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes.values()]
-    inputs[2] = -inputs[2].abs()
-    truth = _with_gradients(inputs, reference=True)
-    measured = _with_gradients([value.to(device, torch.float32) for value in inputs], reference=False)
-    pairs = zip(truth, measured, strict=True)
-    return max(float((b.cpu().double() - a).norm() / a.norm()) for a, b in pairs)
+    return [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
 
 
-def _with_gradients(inputs: list[Tensor], reference: bool) -> list[Tensor]:
-    u, delta, A, B, C = (value.clone().requires_grad_() for value in inputs)
-    scan = selective_scan_reference if reference else selective_scan
-    y = scan(u, delta, A, B, C, delta_softplus=True)
-    assert isinstance(y, Tensor)
-    return [y.detach(), *torch.autograd.grad(y.square().sum(), (u, delta, A, B, C))]
+def _with_gradients(operator: Operator, inputs: list[Tensor], options: dict[str, Any]) -> list[Tensor]:
+    leaves = [value.clone().requires_grad_() for value in inputs]
+    out: Tensor = operator(*leaves, **options)
+    return [out.detach(), *torch.autograd.grad(out.square().sum(), leaves)]
+
+
+def _largest_error(truth: list[Tensor], measured: list[Tensor]) -> float:
+    return max(float((b.cpu().double() - a).norm() / a.norm()) for a, b in zip(truth, measured, strict=True))

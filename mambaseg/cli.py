@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; those of the process when absent.
 
     Returns:
-        The exit status: 0 for success, 2 for bad input.
+        The exit status: 0 for success, 2 for bad input or a scan backend that cannot run here.
     """
     parser = argparse.ArgumentParser(
         prog="mambaseg",
@@ -49,9 +49,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.rest = rest
     try:
         return int(module.run(arguments))
-    except InputError as error:
+    except refusals() as error:
         print(f"mambaseg {arguments.command}: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\nmambaseg {arguments.command}: interrupted; nothing half-written is left.", file=sys.stderr)
         return 130
+
+
+def refusals() -> tuple[type[Exception], ...]:
+    """Return the errors whose message is all that a user needs.
+
+    The kernels know nothing of mambaseg, so their error is a class of its own. It can only have been raised where its
+    module was imported, and importing it here would load torch to report a misspelt name.
+    """
+    backend = sys.modules.get("mambaseg.kernels.backend")
+    return (InputError,) if backend is None else (InputError, backend.ScanBackendError)

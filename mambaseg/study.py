@@ -5,6 +5,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from rich.table import Table
 from mambaseg.errors import InputError
 from mambaseg.experiment import Config, dump_config, merge
 from mambaseg.io.atomic import atomic_path, write_text
+from mambaseg.metrics.headline import headline_metric, headline_predictor
 from mambaseg.metrics.summary import summarize
 from mambaseg.reports.tables import read_scores
 from mambaseg.runs import RUN_DIR_VARIABLE, runs_folder
@@ -74,6 +76,7 @@ def run_study(experiment: str, base: Config, study: Any, arguments: argparse.Nam
     arms, seeds, workers = check_study(experiment, study)
     if arguments.resume:
         raise InputError(f"--resume: {experiment!r} is a study of short runs; start it again instead.")
+    check_arms(experiment, base, arms, arguments.rest)
     folder = arguments.run_dir or runs_folder() / experiment / datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
     jobs = [Job(arm, seed, folder / f"{arm}-seed{seed}") for seed in seeds for arm in arms]
     for job in jobs:
@@ -114,11 +117,30 @@ def check_study(experiment: str, study: Any) -> tuple[dict[str, Config], list[in
     return arms, seeds, min(workers, os.cpu_count() or 1)
 
 
+def check_arms(experiment: str, base: Config, arms: dict[str, Config], arguments: list[str]) -> None:
+    """Build every arm once, so that none is refused only after hours of training another, and in a log.
+
+    Args:
+        experiment: The experiment's name.
+        base: What all arms share.
+        arms: Each arm's overrides.
+        arguments: Further arguments of every training.
+
+    Raises:
+        InputError: An arm has a misspelt key, a value of the wrong type, or a part refuses its values.
+    """
+    from mambaseg.lightning_cli import build
+
+    for arm, overrides in arms.items():
+        with tempfile.TemporaryDirectory() as folder:
+            build(merge(base, overrides), Path(f"{experiment}, arm {arm!r}"), Path(folder), arguments, track=False)
+
+
 def train_jobs(jobs: list[Job], workers: int, arguments: list[str], console: Console) -> None:
     """Train all jobs, ``workers`` at a time, each in a process of its own.
 
     Raises:
-        InputError: A training failed; the message ends with the last lines that it printed.
+        InputError: A training failed; the message ends with what it gave as the reason.
     """
     waiting, running = list(jobs), dict[Job, subprocess.Popen[bytes]]()
     columns = (
@@ -137,7 +159,7 @@ def train_jobs(jobs: list[Job], workers: int, arguments: list[str], console: Con
                 finished = [job for job, process in running.items() if process.poll() is not None]
                 for job in finished:
                     if running.pop(job).returncode:
-                        raise InputError(f"training {job.folder.name} failed; {job.log} ends with:\n{tail(job.log)}")
+                        raise InputError(f"training {job.folder.name} failed: {reason(job.log)}")
                     progress.advance(bar)
                     if not console.is_terminal:
                         console.print(
@@ -161,9 +183,11 @@ def start(job: Job, workers: int, arguments: list[str]) -> subprocess.Popen[byte
         return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
 
 
-def tail(log: Path, lines: int = 15) -> str:
-    """Return the last lines of a log."""
-    return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
+def reason(log: Path, lines: int = 15) -> str:
+    """Return why a training stopped: the message with which ``fit`` refused it, else the last lines of its log."""
+    text = log.read_text(encoding="utf-8", errors="replace").rstrip()
+    _, refused, message = text.rpartition("mambaseg fit: error: ")
+    return message if refused else f"{log} ends with:\n" + "\n".join(text.splitlines()[-lines:])
 
 
 def read_outcomes(jobs: list[Job]) -> Iterator[Outcome]:
@@ -201,7 +225,8 @@ def comparison_header(arms: list[str]) -> list[str]:
 def comparison_table(experiment: str, outcomes: list[Outcome], arms: list[str]) -> Table:
     """Return the comparison for the terminal."""
     seeds = len({outcome.job.seed for outcome in outcomes})
-    table = Table(*comparison_header(arms), title=f"{experiment}: validation, mean ± sd over {seeds} seeds")
+    title = f"{experiment}: validation, mean ± sd over {seeds} seeds"
+    table = Table(*comparison_header(arms), title=title, caption=headline_note(outcomes))
     for row in comparison_rows(outcomes, arms):
         table.add_row(*row)
     return table
@@ -212,7 +237,13 @@ def comparison_markdown(experiment: str, outcomes: list[Outcome], arms: list[str
     header = comparison_header(arms)
     lines = [f"# {experiment}", "", " | ".join(header), " | ".join("---" for _ in header)]
     lines += [" | ".join(row) for row in comparison_rows(outcomes, arms)]
-    return "\n".join([*lines[:2], *(f"| {line} |" for line in lines[2:]), ""])
+    return "\n".join([*lines[:2], *(f"| {line} |" for line in lines[2:]), "", f"{headline_note(outcomes)}.", ""])
+
+
+def headline_note(outcomes: list[Outcome]) -> str:
+    """Say which row is the headline."""
+    predictors = list(dict.fromkeys(outcome.predictor for outcome in outcomes))
+    return f"headline, {headline_metric()}: {headline_predictor(predictors)}"
 
 
 def predictions_picture(jobs: list[Job], path: Path) -> Path | None:

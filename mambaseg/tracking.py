@@ -15,10 +15,8 @@ from mambaseg.callbacks.progress import RunProgress
 from mambaseg.callbacks.run_card import RunCard
 from mambaseg.callbacks.throughput import Throughput
 from mambaseg.callbacks.wandb import WandbTracker
+from mambaseg.metrics.headline import headline_metric
 from mambaseg.runs import CHECKPOINTS
-
-HEADLINE = "val/dice"
-"""The logged score that decides which checkpoint is best: foreground Dice of the ensemble, or of the only student."""
 
 
 @dataclass
@@ -77,7 +75,7 @@ def tracking_callbacks(config: TrackingConfig, run_dir: Path, has_validation: bo
         best = ModelCheckpoint(
             folder,
             filename="best",
-            monitor=HEADLINE,
+            monitor=headline_metric(),
             mode="max",
             auto_insert_metric_name=False,
             enable_version_counter=False,

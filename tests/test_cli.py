@@ -114,6 +114,45 @@ def test_wrong_experiments_get_one_message(capsys, tiny, old, new, words):
     assert len(error.splitlines()) < 6, error
 
 
+def test_a_wrong_arm_of_a_study_is_refused_once_before_any_training(capfd, tiny, tmp_path):
+    study = "study:\n  seeds: [1]\n  arms:\n    good: {}\n    bad: {trainer: {max_stpes: 1}}\n"
+    tiny.write_text(tiny.read_text() + study)
+    assert main(["fit", "--config", str(tiny)]) == 2
+    printed = capfd.readouterr()
+    assert printed.err.count("max_stpes") == printed.err.count("error:") == 1
+    assert "arm 'bad'" in printed.err
+    assert "trainings" not in printed.out
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("log", "expected"),
+    [
+        ("step 1\nmambaseg fit: error: x.yaml: is wrong\n", "x.yaml: is wrong"),
+        ("step 1\nTraceback\nMemoryError\n", "{log} ends with:\nstep 1\nTraceback\nMemoryError"),
+    ],
+)
+def test_why_a_training_of_a_study_stopped(tmp_path, log, expected):
+    from mambaseg.study import reason
+
+    path = tmp_path / "job.log"
+    path.write_text(log)
+    assert reason(path) == expected.format(log=path)
+
+
+def test_a_scan_backend_that_cannot_run_gets_one_line(capsys, tiny, monkeypatch):
+    options = "{network: mamba_unet, options: {embed_dim: 8, depths: [1, 1], d_state: 2}}"
+    tiny.write_text(tiny.read_text().replace("{network: unet, options: {channels: [4, 4, 4, 4, 4]}}", options))
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    for backend, word in (("triton", "cannot serve a cpu tensor"), ("gpu", "reference, cpu, triton")):
+        monkeypatch.setenv("MAMBASEG_SCAN_BACKEND", backend)
+        status, error = message(capsys, "fit", "--config", str(tiny))
+        assert status == 2
+        assert error.count("\n") == 1, error
+        assert error.startswith("mambaseg fit: error:")
+        assert word in error
+
+
 def test_missing_data_says_how_to_get_it(capsys, repository, monkeypatch, tmp_path):
     monkeypatch.chdir(repository)
     monkeypatch.setenv("MAMBASEG_DATA", str(tmp_path))

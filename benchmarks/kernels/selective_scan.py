@@ -134,7 +134,7 @@ class Report:
         self.machine = {
             "gpu": torch.cuda.get_device_name() if device == "cuda" else "cpu",
             "torch": torch.__version__,
-            "triton": importlib.metadata.version("triton") if backend.describe()["triton"] != "not installed" else "",
+            "triton": importlib.metadata.version("triton") if backend.triton_installed() else "",
             "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
         }
 

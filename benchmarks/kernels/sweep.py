@@ -1,9 +1,9 @@
 """Time the launch plans of the Triton selective scan, each checked against the torch path first.
 
 Run on a GPU: ``python benchmarks/kernels/sweep.py``; a pool of processes compiles first. A plan is written
-SPLITxSTEPSxSEGMENTS, with ``r`` behind it where a backward pass recomputes decays, ``m168`` where a lane gets at most
-168 registers, and ``@CHUNK`` for the steps between saved states; ``auto`` is the library's choice. The row ``shares``
-is the part of a backward pass that adds the blocks' gradients of B and C.
+SPLITxCHANNELSxSTEPSxSEGMENTS, with ``m168`` behind it where a lane gets at most 168 registers, ``@CHUNK`` for the steps
+between saved states, and ``R6`` where step sizes come from six coefficients; ``auto`` is the library's choice. The row
+``shares`` is the part of a backward pass that adds the blocks' gradients of B and C.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import re
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ import triton
 from torch import Tensor
 
 from mambaseg.kernels.selective_scan import chunked, op, triton_launch
+from mambaseg.kernels.selective_scan.inputs import ScanInputs
 
 SHAPES = {
     "56": (24, 192, 3136),
@@ -32,10 +33,13 @@ SHAPES = {
 }
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 D_STATE = 16
-FORWARD = {"fp32": "1x4x1 2x4x1 4x4x1 2x2x1 2x8x1 2x4x1m96 2x4x2 2x4x4 auto", "bf16": "1x4x1 2x4x1 2x4x2 auto"}
+FORWARD = {
+    "fp32": "auto autoR6 4x2x4x1 4x4x4x1 2x2x4x1 4x2x8x4",
+    "bf16": "auto autoR6",
+}
 BACKWARD = {
-    "fp32": "2x4x1 1x2x1 2x2x1 4x2x1 2x4x1r 2x4x2 2x2x2 2x2x2m168 2x2x4m128 4x2x2m168 2x4x2@16 auto",
-    "bf16": "2x4x1 2x2x2m168 auto",
+    "fp32": "auto autoR6 4x2x4x1m224 4x2x4x1m168 4x4x4x1 4x2x4x1@16 4x2x4x1@4 4x2x4x4",
+    "bf16": "auto autoR6",
 }
 choose_plan = triton_launch.choose_plan
 
@@ -47,19 +51,20 @@ class Variant:
     name: str
     plan: triton_launch.Plan | None
     chunk: int
+    rank: int
 
     @classmethod
     def parse(cls, name: str) -> "Variant":
         """Read the notation described above."""
-        match = re.fullmatch(r"(?:(\d+)x(\d+)x(\d+)(r?)(?:m(\d+))?|auto)(?:@(\d+))?", name)
+        match = re.fullmatch(r"(?:(\d+)x(\d+)x(\d+)x(\d+)(?:m(\d+))?|auto)(?:@(\d+))?(?:R(\d+))?", name)
         if match is None:
-            raise SystemExit(f"{name!r} is not a plan such as 2x4x1, 2x4x8r@16 or auto")
-        split, steps, segments, recompute, registers, chunk = match.groups()
+            raise SystemExit(f"{name!r} is not a plan such as 4x2x8x1, 4x2x4x8m168@16R6 or auto")
+        split, channels, steps, segments, registers, chunk, rank = match.groups()
         plan = None
         if split:
             limit = int(registers) if registers else None
-            plan = triton_launch.Plan(int(split), int(steps), int(segments), not recompute, limit)
-        return cls(name, plan, int(chunk or op.GPU_CHUNK))
+            plan = triton_launch.Plan(int(split), int(channels), int(steps), int(segments), limit)
+        return cls(name, plan, int(chunk or op.GPU_CHUNK), int(rank or 0))
 
     def install(self) -> None:
         """Make every launch of this process follow the plan."""
@@ -76,31 +81,38 @@ class Job:
     backward: bool
 
 
-def draw(batch: int, channels: int, length: int, dtype: torch.dtype) -> list[Tensor]:
-    """Draw the tensors of ``chunked.forward`` for 4 groups, like those of SS2D."""
+def draw(batch: int, channels: int, length: int, dtype: torch.dtype, map_height: int, rank: int) -> ScanInputs:
+    """Draw a scan in 4 directions, like SS2D's."""
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, device="cuda").to(dtype)
 
-    rates = -torch.arange(1, D_STATE + 1, device="cuda", dtype=torch.float32).expand(4, channels, -1).contiguous()
-    inputs = [normal(batch, length, 4, channels), normal(batch, length, 4, channels) * 0.5, rates]
-    inputs += [normal(batch, length, 4, D_STATE), normal(batch, length, 4, D_STATE)]
-    return [*inputs, torch.randn(4, channels, device="cuda"), torch.rand(4, channels, device="cuda") * 4 - 5]
+    return ScanInputs(
+        normal(batch, length, 4, channels),
+        normal(batch, length, 4, 16).mul_(0.5)[..., :rank] if rank else normal(batch, length, 4, channels) * 0.5,
+        -torch.arange(1, D_STATE + 1, device="cuda", dtype=torch.float32).expand(4, channels, -1).contiguous(),
+        normal(batch, length, 4, D_STATE),
+        normal(batch, length, 4, D_STATE),
+        torch.randn(4, channels, device="cuda"),
+        torch.rand(4, channels, device="cuda") * 4 - 5,
+        normal(4, channels, rank) * rank**-0.5 if rank else None,
+        True,
+        map_height,
+    )
 
 
-def calls(inputs: list[Tensor], map_height: int, chunk: int) -> dict[str, Callable[[], Any]]:
+def calls(inputs: ScanInputs, chunk: int) -> dict[str, Callable[[], Any]]:
     """Return the passes of one case."""
-    options = (True, map_height, chunk)
-    grad = torch.randn_like(inputs[0])
+    grad = torch.randn_like(inputs.u)
 
     def forward() -> Any:
-        return triton_launch.forward(*inputs, *options, True)
+        return triton_launch.forward(inputs, chunk, True)
 
     states = forward()[2]
     return {
-        "forward": lambda: triton_launch.forward(*inputs, *options, False),
+        "forward": lambda: triton_launch.forward(inputs, chunk, False),
         "saving": forward,
-        "backward": lambda: triton_launch.backward(grad, None, *inputs, states, *options),
+        "backward": lambda: triton_launch.backward(grad, None, inputs, states, chunk),
     }
 
 
@@ -108,9 +120,9 @@ def compile_one(job: Job) -> tuple[Job, str]:
     """Compile what a variant needs by running it once on a small case; return the job and what went wrong, if so."""
     variant = Variant.parse(job.name)
     variant.install()
-    inputs = draw(1, 64, 256, DTYPES[job.dtype])
+    inputs = draw(1, 64, 256, DTYPES[job.dtype], 16, variant.rank)
     try:
-        for mode, call in calls(inputs, 16, variant.chunk).items():
+        for mode, call in calls(inputs, variant.chunk).items():
             if job.backward or mode != "backward":
                 call()
         torch.cuda.synchronize()
@@ -128,17 +140,17 @@ def check(variant: Variant, dtype: torch.dtype, backward: bool) -> str:
     """Compare with the torch path in float64 on a case with uneven sizes; return the worst relative RMS error."""
     variant.install()
     torch.manual_seed(1)
-    inputs = draw(2, 80, 23 * 31, dtype)
-    wide = [tensor.double() for tensor in inputs]
-    grad = torch.randn_like(inputs[0])
-    truth = chunked.forward(*wide, True, 23, variant.chunk, True)
-    result = triton_launch.forward(*inputs, True, 23, variant.chunk, True)
+    inputs = draw(2, 80, 23 * 31, dtype, 23, variant.rank)
+    values = {field.name: getattr(inputs, field.name) for field in fields(inputs)}
+    wide = ScanInputs(**{name: value.double() if isinstance(value, Tensor) else value for name, value in values.items()})
+    grad = torch.randn_like(inputs.u)
+    truth = chunked.forward(wide, variant.chunk, True)
+    result = triton_launch.forward(inputs, variant.chunk, True)
+    names: tuple[str, ...] = ("out", "last", "states")
     if backward:
-        names = ("u", "delta", "A", "B", "C", "D", "bias")
-        truth = chunked.backward(grad.double(), None, *wide, truth[2], True, 23, variant.chunk)
-        result = triton_launch.backward(grad, None, *inputs, result[2], True, 23, variant.chunk)
-    else:
-        names = ("out", "last", "states")
+        names = ("u", "delta", "A", "B", "C", "D", "bias", "weight")
+        truth = chunked.backward(grad.double(), None, wide, truth[2], variant.chunk)
+        result = triton_launch.backward(grad, None, inputs, result[2], variant.chunk)
     errors = {name: relative_rms(*pair) for name, *pair in zip(names, result, truth, strict=True)}
     worst = max(errors, key=lambda name: errors[name] if errors[name] == errors[name] else float("inf"))
     return f"{errors[worst]:.0e} ({worst})"
@@ -161,8 +173,8 @@ def time_ms(call: Callable[[], Any], cache: Tensor, repeats: int) -> float:
 
 def time_shares(batch: int, channels: int, length: int, cache: Tensor, repeats: int) -> float:
     """Time the sum over blocks of channels that ends a backward pass."""
-    shares = torch.randn(-(-channels // 32), batch, length, 4, 2, D_STATE, device="cuda")
-    return time_ms(lambda: [shares[..., matrix, :].sum(0) for matrix in range(2)], cache, repeats)
+    shares = torch.randn(-(-channels // 16), batch, length, 4, 2 * D_STATE, device="cuda")
+    return time_ms(lambda: shares.sum(0), cache, repeats)
 
 
 def compile_all(jobs: list[Job], workers: int) -> list[Job]:
@@ -182,7 +194,7 @@ def compile_all(jobs: list[Job], workers: int) -> list[Job]:
 def main() -> None:
     """Run the sweep from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", nargs="+", default=["56", "28", "7", "long"], choices=list(SHAPES))
+    parser.add_argument("--shapes", nargs="+", default=["56b16", "56", "28", "14", "7", "long"], choices=list(SHAPES))
     parser.add_argument("--dtypes", nargs="+", default=["fp32", "bf16"], choices=list(DTYPES))
     parser.add_argument("--forward", help="plans for every type, separated by blanks")
     parser.add_argument("--backward", help="plans for every type, separated by blanks")
@@ -198,25 +210,27 @@ def main() -> None:
             jobs += [Job(Variant.parse(name).name, dtype, backward) for name in names]
     jobs = compile_all(jobs, arguments.workers)
     cache = torch.empty(256 * 2**20, dtype=torch.int8, device="cuda")
-    rows: dict[tuple[str, str, str], dict[str, str]] = {}
-    for job in jobs:
-        error = check(Variant.parse(job.name), DTYPES[job.dtype], job.backward)
-        rows["backward" if job.backward else "saving", job.dtype, job.name] = {"error": error}
-    for shape, dtype in itertools.product(arguments.shapes, arguments.dtypes):
-        shares = time_shares(*SHAPES[shape], cache, arguments.repeats)
-        rows.setdefault(("shares", "fp32", ""), {})[shape] = f"{shares:.3f}"
-        inputs = draw(*SHAPES[shape], DTYPES[dtype])
-        for job in (job for job in jobs if job.dtype == dtype and time.perf_counter() < deadline):
+    print(f"{'mode':<9}{'dtype':<6}{'plan':<17}" + "".join(f"{shape:>10}" for shape in arguments.shapes) + "  error")
+    for dtype in arguments.dtypes:
+        inputs = {}
+        for shape, rank in itertools.product(arguments.shapes, (0, 6)):
+            height = round(SHAPES[shape][2] ** 0.5)
+            inputs[shape, rank] = draw(*SHAPES[shape], DTYPES[dtype], height, rank)
+        for job in (job for job in jobs if job.dtype == dtype):
             variant = Variant.parse(job.name)
             variant.install()
-            passes = calls(inputs, round(SHAPES[shape][2] ** 0.5), variant.chunk)
-            for mode in ["backward"] if job.backward else ["saving", "forward"]:
-                cell = f"{time_ms(passes[mode], cache, arguments.repeats):.3f}"
-                rows.setdefault((mode, dtype, job.name), {})[shape] = cell
-    columns = ["error", *arguments.shapes]
-    print("mode     dtype plan           " + "".join(f"{column:>12}" for column in columns))
-    for (mode, dtype, name), row in sorted(rows.items()):
-        print(f"{mode:<9}{dtype:<6}{name:<15}" + "".join(f"{row.get(column, '-'):>12}" for column in columns))
+            for mode in ["backward"] if job.backward else ["forward", "saving"]:
+                cells = []
+                for shape in arguments.shapes:
+                    if time.perf_counter() > deadline:
+                        cells.append("-")
+                        continue
+                    passes = calls(inputs[shape, variant.rank], variant.chunk)
+                    cells.append(f"{time_ms(passes[mode], cache, arguments.repeats):.3f}")
+                error = check(variant, DTYPES[dtype], job.backward)
+                print(f"{mode:<9}{dtype:<6}{job.name:<17}" + "".join(f"{cell:>10}" for cell in cells), error, flush=True)
+    shares = (f"{time_shares(*SHAPES[shape], cache, arguments.repeats):>10.3f}" for shape in arguments.shapes)
+    print(f"{'shares':<9}{'fp32':<23}" + "".join(shares))
 
 
 if __name__ == "__main__":

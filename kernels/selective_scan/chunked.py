@@ -12,100 +12,90 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mambaseg.kernels.selective_scan.inputs import ScanInputs
 from mambaseg.kernels.selective_scan.recurrence import recur_
-from mambaseg.kernels.selective_scan.reference import reading_order, state_dtype
+from mambaseg.kernels.selective_scan.reference import reading_order
 
 STEP_ELEMENTS = 1 << 15
 """States handled by one step: larger batches are cut, so that a chunk stays in the processor's cache."""
 
 
-def forward(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    map_height: int,
-    chunk: int,
-    save_states: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Scan; arguments of ``grouped_scan`` plus the chunk length and whether to keep the chunks' first states.
+def forward(inputs: ScanInputs, chunk: int, save_states: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Scan.
+
+    Args:
+        inputs: The arguments of ``grouped_scan``.
+        chunk: Steps of a chunk.
+        save_states: Whether to keep the chunks' first states.
 
     Returns:
         out (batch, L, G, D) of ``u``'s type, last state (batch, G, D, N), and the states before each chunk
-        (batch, chunks, G, N, D), with no chunks when they are not to be kept.
+        (batch, chunks, G, D, N), with no chunks when they are not to be kept.
     """
-    scan = _Sequences.prepare(u, delta, A, B, C, delta_bias, delta_softplus, map_height)
+    scan = _Sequences.prepare(inputs)
     length, batch, groups, channels = scan.u.shape
     chunks = -(-length // chunk) if save_states else 0
-    states = scan.u.new_empty(batch, chunks, groups, A.shape[-1], channels)
-    last_state = scan.u.new_empty(batch, groups, A.shape[-1], channels)
+    states = scan.u.new_empty(batch, chunks, groups, channels, inputs.d_state)
+    last_state = scan.u.new_empty(batch, groups, inputs.d_state, channels)
     y = torch.empty_like(scan.u)
     for rows in _batch_slices(scan):
         state = torch.zeros_like(last_state[rows])
         for index, steps in enumerate(_chunks(length, chunk)):
             if save_states:
-                states[rows, index] = state
+                states[rows, index] = state.transpose(-1, -2)
             _, h = scan.recompute(steps, rows, state)
             torch.matmul(scan.C[steps, rows].unsqueeze(-2), h[1:], out=y[steps, rows].unsqueeze(-2))
             state = h[-1].clone()
         last_state[rows] = state
-    if D is not None:
-        y.addcmul_(D.to(y.dtype), scan.u)
-    return scan.to_positions(y).to(u.dtype), last_state.transpose(-1, -2).contiguous(), states
+    if inputs.D is not None:
+        y.addcmul_(inputs.D.to(y.dtype), scan.u)
+    return scan.to_positions(y).to(inputs.u.dtype), last_state.transpose(-1, -2).contiguous(), states
 
 
 def backward(
-    grad_out: Tensor,
-    grad_last_state: Tensor | None,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    states: Tensor,
-    delta_softplus: bool,
-    map_height: int,
-    chunk: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    grad_out: Tensor, grad_last_state: Tensor | None, inputs: ScanInputs, states: Tensor, chunk: int
+) -> tuple[Tensor, ...]:
     """Differentiate ``forward``.
 
-    Arguments are ``forward``'s, the states it kept, the gradient of out (batch, L, G, D), and the gradient of the last
-    state (batch, G, D, N) or None when that was not used.
+    Args:
+        grad_out: Gradient of out, (batch, L, G, D).
+        grad_last_state: Gradient of the last state, (batch, G, D, N), or None when that was not used.
+        inputs: The arguments of ``grouped_scan``.
+        states: What ``forward`` kept.
+        chunk: Steps of a chunk.
 
     Returns:
-        Gradients of u, delta, A, B, C in their shapes and types, then of D and delta_bias, (G, D) in the state's type
-        (zeros where the argument is None).
+        Gradients of u, delta, A, B, C in their shapes and types, then of D and delta_bias, (G, D), and of dt_weight, in
+        the state's type; zeros where D or delta_bias is None, an empty tensor where dt_weight is.
     """
-    scan = _Sequences.prepare(u, delta, A, B, C, delta_bias, delta_softplus, map_height)
+    scan = _Sequences.prepare(inputs)
     grad_y = scan.in_order(grad_out)
     grads = _Gradients.zeros(scan)
     steps_of_chunks = list(_chunks(scan.u.shape[0], chunk))
     for rows in _batch_slices(scan):
-        carry = torch.zeros_like(states[rows, 0])
+        carry = torch.zeros_like(states[rows, 0].transpose(-1, -2), memory_format=torch.contiguous_format)
         if grad_last_state is not None:
             carry += grad_last_state[rows].transpose(-1, -2)
         for index in reversed(range(len(steps_of_chunks))):
-            carry = grads.accumulate(scan, grad_y, steps_of_chunks[index], rows, states[rows, index], carry)
+            first_state = states[rows, index].transpose(-1, -2)
+            carry = grads.accumulate(scan, grad_y, steps_of_chunks[index], rows, first_state, carry)
     grad_dt = grads.dt.addcmul_(grads.x, scan.u)
     grad_u = grads.x.mul_(scan.dt)
-    if D is not None:
-        grad_u.addcmul_(grad_y, D.to(grad_y.dtype))
+    if inputs.D is not None:
+        grad_u.addcmul_(grad_y, inputs.D.to(grad_y.dtype))
     grad_D = torch.linalg.vecdot(grad_y, scan.u, dim=0).sum(0)
-    grad_delta = grad_dt.mul_(scan.raw_dt.sigmoid()) if delta_softplus else grad_dt
+    grad_delta = grad_dt.mul_(scan.raw_dt.sigmoid()) if inputs.delta_softplus else grad_dt
+    grad_bias = grad_delta.sum((0, 1))
+    grad_delta, grad_weight = _project_down(scan.to_positions(grad_delta), inputs)
     return (
-        scan.to_positions(grad_u).to(u.dtype),
-        scan.to_positions(grad_delta).to(delta.dtype),
-        grads.A.transpose(-1, -2).to(A.dtype).contiguous(),
-        scan.to_positions(grads.B).to(B.dtype),
-        scan.to_positions(grads.C).to(C.dtype),
+        scan.to_positions(grad_u).to(inputs.u.dtype),
+        grad_delta.to(inputs.delta.dtype),
+        grads.A.transpose(-1, -2).to(inputs.A.dtype).contiguous(),
+        scan.to_positions(grads.B).to(inputs.B.dtype),
+        scan.to_positions(grads.C).to(inputs.C.dtype),
         grad_D,
-        grad_delta.sum((0, 1)),
+        grad_bias,
+        grad_weight,
     )
 
 
@@ -134,25 +124,15 @@ class _Sequences:
     order: Tensor | None
 
     @classmethod
-    def prepare(
-        cls,
-        u: Tensor,
-        delta: Tensor,
-        A: Tensor,
-        B: Tensor,
-        C: Tensor,
-        delta_bias: Tensor | None,
-        delta_softplus: bool,
-        map_height: int,
-    ) -> "_Sequences":
-        dtype = state_dtype(u, delta, A, B, C)
-        order = reading_order(u.shape[1], u.shape[2], map_height, u.device) if map_height else None
-        ordered = [_in_order(tensor, order, dtype) for tensor in (u, delta, B, C)]
+    def prepare(cls, inputs: ScanInputs) -> "_Sequences":
+        u, dtype = inputs.u, inputs.state_dtype
+        order = reading_order(u.shape[1], u.shape[2], inputs.map_height, u.device) if inputs.map_height else None
+        ordered = [_in_order(tensor, order, dtype) for tensor in (u, inputs.step_sizes(), inputs.B, inputs.C)]
         sequence, raw_dt = ordered[:2]
-        if delta_bias is not None:
-            raw_dt = raw_dt + delta_bias.to(dtype)
-        dt = F.softplus(raw_dt) if delta_softplus else raw_dt
-        A_by_state = A.to(dtype).transpose(-1, -2).contiguous()
+        if inputs.delta_bias is not None:
+            raw_dt = raw_dt + inputs.delta_bias.to(dtype)
+        dt = F.softplus(raw_dt) if inputs.delta_softplus else raw_dt
+        A_by_state = inputs.A.to(dtype).transpose(-1, -2).contiguous()
         return cls(sequence, dt, raw_dt, dt * sequence, A_by_state, ordered[2], ordered[3], order)
 
     def in_order(self, tensor: Tensor) -> Tensor:
@@ -209,6 +189,17 @@ class _Gradients:
         self.A.add_(torch.mul(grad_exponent, scan.dt[steps, rows].unsqueeze(-2), out=product).sum((0, 1)))
         self.dt[steps, rows] = grad_exponent.mul_(scan.A).sum(-2)
         return carry
+
+
+def _project_down(grad_delta: Tensor, inputs: ScanInputs) -> tuple[Tensor, Tensor]:
+    """Differentiate ``project_up``: return the gradients of ``inputs.delta`` and of its weight."""
+    if inputs.dt_weight is None:
+        return grad_delta, grad_delta.new_empty(0)
+    weight, coefficients = inputs.dt_weight.to(grad_delta.dtype), inputs.delta.to(grad_delta.dtype)
+    return (
+        torch.einsum("blgd,gdr->blgr", grad_delta, weight).contiguous(),
+        torch.einsum("blgd,blgr->gdr", grad_delta, coefficients).contiguous(),
+    )
 
 
 def _in_order(tensor: Tensor, order: Tensor | None, dtype: torch.dtype) -> Tensor:

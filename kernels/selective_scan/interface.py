@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mambaseg.kernels.accumulation import state_dtype
 from mambaseg.kernels.selective_scan.op import grouped_scan
-from mambaseg.kernels.selective_scan.reference import state_dtype
 
 
 @overload
@@ -90,7 +90,7 @@ def selective_scan(
         C.permute(0, 3, 1, 2),
         None if D is None else torch.unflatten(D, 0, (groups, -1)),
         None if delta_bias is None else torch.unflatten(delta_bias, 0, (groups, -1)),
-        delta_softplus,
+        delta_softplus=delta_softplus,
     )
     out = out.flatten(2).transpose(1, 2)
     if z is not None:

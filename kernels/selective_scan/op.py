@@ -16,12 +16,15 @@ from torch import Tensor
 
 from mambaseg.kernels import backend
 from mambaseg.kernels.selective_scan import chunked
+from mambaseg.kernels.selective_scan.inputs import ScanInputs, project_up
 from mambaseg.kernels.selective_scan.recurrence import FEW_ELEMENTS
-from mambaseg.kernels.selective_scan.reference import grouped_scan_reference, state_dtype
+from mambaseg.kernels.selective_scan.reference import grouped_scan_reference
 
 CPU_CHUNK = 32
 SMALL_CPU_CHUNK = 256
-GPU_CHUNK = 8
+GPU_CHUNK = 64
+FUSED_RANK = 16
+"""Ranks up to this are projected inside the scan; a larger projection is faster as a matrix product (README.md)."""
 
 
 def chunk_length(u: Tensor, A: Tensor) -> int:
@@ -44,6 +47,7 @@ def grouped_scan(
     C: Tensor,
     D: Tensor | None = None,
     delta_bias: Tensor | None = None,
+    dt_weight: Tensor | None = None,
     delta_softplus: bool = False,
     map_height: int = 0,
 ) -> tuple[Tensor, Tensor]:
@@ -51,12 +55,14 @@ def grouped_scan(
 
     Args:
         u: Input, (batch, L, G, D).
-        delta: Step sizes before bias and softplus, (batch, L, G, D).
+        delta: Step sizes before bias and softplus, (batch, L, G, D); or, with ``dt_weight``, their coefficients,
+            (batch, L, G, R).
         A: Real decay rates, negative in every use, (G, D, N).
         B: Input matrices, (batch, L, G, N).
         C: Output matrices, (batch, L, G, N).
         D: Skip weights, (G, D).
         delta_bias: Added to ``delta`` before the softplus, (G, D).
+        dt_weight: Maps coefficients to step sizes, (G, D, R).
         delta_softplus: Pass step sizes through softplus.
         map_height: 0 when L is time. Otherwise L is a row-major map of that height, G is 4, and group k walks it in
             direction k of ``cross_scan``; every input and output stays in map order.
@@ -68,8 +74,10 @@ def grouped_scan(
         ScanBackendError: The implementation asked for cannot run here.
     """
     if backend.forced_backend() == "reference":
-        return grouped_scan_reference(u, delta, A, B, C, D, delta_bias, delta_softplus, map_height)
-    inputs = (u, delta, A, B, C, D, delta_bias)
+        return grouped_scan_reference(u, delta, A, B, C, D, delta_bias, dt_weight, delta_softplus, map_height)
+    if dt_weight is not None and dt_weight.shape[-1] > FUSED_RANK:
+        delta, dt_weight = project_up(delta, dt_weight), None
+    inputs = (u, delta, A, B, C, D, delta_bias, dt_weight)
     save_states = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs)
     out, last_state, _ = selective_scan_forward(*inputs, delta_softplus, map_height, save_states)
     return out, last_state
@@ -84,14 +92,14 @@ def selective_scan_forward(
     C: Tensor,
     D: Tensor | None,
     delta_bias: Tensor | None,
+    dt_weight: Tensor | None,
     delta_softplus: bool,
     map_height: int,
     save_states: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run ``grouped_scan`` with the implementation that serves the device, keeping states for the backward pass."""
-    result: tuple[Tensor, Tensor, Tensor] = _implementation(u.device).forward(
-        u, delta, A, B, C, D, delta_bias, delta_softplus, map_height, chunk_length(u, A), save_states
-    )
+    inputs = ScanInputs(u, delta, A, B, C, D, delta_bias, dt_weight, delta_softplus, map_height)
+    result: tuple[Tensor, Tensor, Tensor] = _implementation(u.device).forward(inputs, chunk_length(u, A), save_states)
     return result
 
 
@@ -106,25 +114,15 @@ def selective_scan_backward(
     C: Tensor,
     D: Tensor | None,
     delta_bias: Tensor | None,
+    dt_weight: Tensor | None,
     states: Tensor,
     delta_softplus: bool,
     map_height: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Run the backward pass with the implementation that serves the device."""
-    result: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor] = _implementation(u.device).backward(
-        grad_out,
-        grad_last_state,
-        u,
-        delta,
-        A,
-        B,
-        C,
-        D,
-        delta_bias,
-        states,
-        delta_softplus,
-        map_height,
-        chunk_length(u, A),
+    inputs = ScanInputs(u, delta, A, B, C, D, delta_bias, dt_weight, delta_softplus, map_height)
+    result: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor] = _implementation(u.device).backward(
+        grad_out, grad_last_state, inputs, states, chunk_length(u, A)
     )
     return result
 
@@ -144,19 +142,20 @@ def _forward_shapes(
     C: Tensor,
     D: Tensor | None,
     delta_bias: Tensor | None,
+    dt_weight: Tensor | None,
     delta_softplus: bool,
     map_height: int,
     save_states: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, length, groups, channels = u.shape
     d_state = A.shape[-1]
-    dtype = state_dtype(u, delta, A, B, C)
+    dtype = ScanInputs(u, delta, A, B, C, D, delta_bias, dt_weight).state_dtype
     chunk = chunk_length(u, A)
     chunks = (length + chunk - 1) // chunk if save_states else 0
     return (
         u.new_empty(batch, length, groups, channels),
         u.new_empty(batch, groups, channels, d_state, dtype=dtype),
-        u.new_empty(batch, chunks, groups, d_state, channels, dtype=dtype),
+        u.new_empty(batch, chunks, groups, channels, d_state, dtype=dtype),
     )
 
 
@@ -171,10 +170,11 @@ def _backward_shapes(
     C: Tensor,
     D: Tensor | None,
     delta_bias: Tensor | None,
+    dt_weight: Tensor | None,
     states: Tensor,
     delta_softplus: bool,
     map_height: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     shaped_alike = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in (u, delta, A, B, C)]
     by_channel = u.new_empty(u.shape[2:], dtype=states.dtype)
     return (
@@ -185,6 +185,7 @@ def _backward_shapes(
         shaped_alike[4],
         by_channel,
         torch.empty_like(by_channel),
+        u.new_empty(0 if dt_weight is None else dt_weight.shape, dtype=states.dtype),
     )
 
 
@@ -198,17 +199,16 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
 def _differentiate(
     ctx: Any, grad_out: Tensor | None, grad_last_state: Tensor | None, _grad_states: Tensor | None
 ) -> tuple[Tensor | None, ...]:
-    u, delta, A, B, C, D, delta_bias, states = ctx.saved_tensors
+    *tensors, states = ctx.saved_tensors
     if not ctx.states_saved:
         raise RuntimeError("selective_scan_forward ran with save_states=False, so it cannot be differentiated")
     if grad_out is None:
-        grad_out = torch.zeros_like(u)
-    *grads, grad_D, grad_bias = selective_scan_backward(
-        grad_out, grad_last_state, u, delta, A, B, C, D, delta_bias, states, ctx.delta_softplus, ctx.map_height
+        grad_out = torch.zeros_like(tensors[0])
+    grads = selective_scan_backward(
+        grad_out, grad_last_state, *tensors, states, ctx.delta_softplus, ctx.map_height
     )
-    grad_D = None if D is None else grad_D.to(D.dtype)
-    grad_bias = None if delta_bias is None else grad_bias.to(delta_bias.dtype)
-    return (*grads, grad_D, grad_bias, None, None, None)
+    typed = (None if tensor is None else grad.to(tensor.dtype) for tensor, grad in zip(tensors, grads, strict=True))
+    return (*typed, None, None, None)
 
 
 selective_scan_forward.register_autograd(_differentiate, setup_context=_save_for_backward)

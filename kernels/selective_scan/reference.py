@@ -4,13 +4,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mambaseg.kernels.accumulation import state_dtype
 from mambaseg.kernels.cross_scan.positions import DIRECTIONS, scan_positions
-
-
-def state_dtype(*tensors: Tensor | None) -> torch.dtype:
-    """Return the type the state accumulates in: float64 when an input is float64, else float32."""
-    wide = any(tensor is not None and tensor.dtype == torch.float64 for tensor in tensors)
-    return torch.float64 if wide else torch.float32
+from mambaseg.kernels.selective_scan.inputs import ScanInputs
 
 
 def selective_scan_reference(
@@ -41,7 +37,7 @@ def selective_scan_reference(
         C.permute(0, 3, 1, 2),
         None if D is None else torch.unflatten(D, 0, (groups, -1)),
         None if delta_bias is None else torch.unflatten(delta_bias, 0, (groups, -1)),
-        delta_softplus,
+        delta_softplus=delta_softplus,
     )
     out = out.reshape(batch, length, dim).transpose(1, 2)
     if z is not None:
@@ -55,13 +51,16 @@ def grouped_scan_reference(
     A: Tensor,
     B: Tensor,
     C: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
+    D: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    dt_weight: Tensor | None = None,
+    delta_softplus: bool = False,
     map_height: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Scan step by step; arguments and results of ``grouped_scan``."""
-    dtype = state_dtype(u, delta, A, B, C, D, delta_bias)
+    inputs = ScanInputs(u, delta, A, B, C, D, delta_bias, dt_weight, delta_softplus, map_height)
+    dtype = inputs.state_dtype
+    delta = inputs.step_sizes()
     batch, length, groups, channels = u.shape
     steps = reading_order(length, groups, map_height, u.device)
     group_index = torch.arange(groups, device=u.device)

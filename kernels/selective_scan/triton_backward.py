@@ -1,7 +1,7 @@
-"""The backward scan as a Triton kernel: walk the chunks of a segment in reverse, recomputing states from saved ones.
+"""The backward scan as a Triton kernel: walk the blocks of a segment in reverse, recomputing states from saved ones.
 
-As forward, a program is one warp with 32 channels and a segment of time; it starts from the gradients that the segments
-after it pass back. README.md derives the formulas.
+As forward, a program is one warp with a block of channels and a segment of time; it starts from the gradients that the
+segments after it pass back. README.md derives the formulas.
 """
 
 # Triton reads these bodies as its own language, in which an annotation selects a specialisation.
@@ -11,24 +11,39 @@ after it pass back. README.md derives the formulas.
 import triton
 import triton.language as tl
 
-from mambaseg.kernels.selective_scan.triton_lanes import (
-    LANES,
-    all_sum,
-    exchange_sum,
-    load_matrix,
-    load_states,
-    store_states,
-    zero_states,
-)
 from mambaseg.kernels.selective_scan.triton_steps import (
     LN_2,
+    add_steps,
     advance,
+    find_path,
+    find_step,
     join_segments,
+    keep_inside,
     load_decay_rates,
-    load_rows,
-    read_positions,
-    spread,
-    step_size,
+    load_weights,
+    multiply,
+    read_block,
+    step_sizes,
+    walk,
+    walk_back,
+)
+from mambaseg.kernels.selective_scan.triton_tile import (
+    LANES,
+    WIDEST,
+    channel_index,
+    collect,
+    fold,
+    is_server,
+    load_by_channel,
+    load_matrix_row,
+    load_served_channels,
+    load_states,
+    share,
+    store_by_channel,
+    store_served_channels,
+    store_states,
+    sum_over_steps,
+    zeros,
 )
 
 
@@ -37,22 +52,24 @@ def selective_scan_bwd_kernel(
     grad_out_ptr,  # (batch, L, G, D), channel stride 1
     grad_last_ptr,  # (batch, G, D, N), contiguous
     u_ptr,  # (batch, L, G, D), channel stride 1
-    delta_ptr,  # (batch, L, G, D), channel stride 1
+    delta_ptr,  # (batch, L, G, D), or (batch, L, G, RANK); last stride 1
+    weight_ptr,  # (G, D, BLOCK_R)
     A_ptr,  # (G, D, N)
-    B_ptr,  # (batch, L, G, N), contiguous
-    C_ptr,  # (batch, L, G, N), contiguous
+    B_ptr,  # (batch, L, G, N), state stride 1
+    C_ptr,  # (batch, L, G, N), state stride 1
     D_ptr,  # (G, D)
     bias_ptr,  # (G, D)
-    states_ptr,  # (batch, chunks, G, N, D), contiguous: states before each chunk
-    ends_ptr,  # (batch, segments, G, N, D): what each segment passes back, had it been given no gradient
+    states_ptr,  # (batch, chunks, G, D, N), contiguous: states before each chunk
+    ends_ptr,  # (batch, segments, G, D, N): what each segment passes back, had it been given no gradient
     dt_sums_ptr,  # (batch, segments, G, D): sums of dt over each segment
-    scratch_ptr,  # (programs, CHUNK / STEPS, BLOCK_N, 32): states before each block of steps
+    scratch_ptr,  # (programs, CHUNK / STEPS, CHANNELS, pieces, 32, <= WIDEST): states before each block of steps
     grad_u_ptr,  # (batch, L, G, D), contiguous
-    grad_delta_ptr,  # (batch, L, G, D), contiguous
-    grad_A_ptr,  # (batch, segments, G, N, D), contiguous
-    grad_matrices_ptr,  # (blocks, batch, L, G, 2, N), contiguous: of B and C, one share per block of channels
+    grad_delta_ptr,  # (batch, L, G, D), contiguous; unused with a RANK
+    grad_A_ptr,  # (batch, segments, G, D, N), contiguous
+    grad_rows_ptr,  # (blocks, batch, L, G, 2 N + RANK), contiguous: of B, C and the coefficients, a share per block
     grad_D_ptr,  # (batch, segments, G, D), contiguous
     grad_bias_ptr,  # (batch, segments, G, D), contiguous
+    grad_weight_ptr,  # (batch, segments, G, D, BLOCK_R), contiguous
     grad_out_batch,
     grad_out_step,
     grad_out_group,
@@ -62,6 +79,12 @@ def selective_scan_bwd_kernel(
     delta_batch,
     delta_step,
     delta_group,
+    B_batch,
+    B_step,
+    B_group,
+    C_batch,
+    C_step,
+    C_group,
     batches,
     length,
     groups,
@@ -71,213 +94,336 @@ def selective_scan_bwd_kernel(
     map_height,
     map_width,
     N: tl.constexpr,
+    RANK: tl.constexpr,
+    BLOCK_R: tl.constexpr,
     MAP: tl.constexpr,
     HAS_D: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_GRAD_LAST: tl.constexpr,
     SOFTPLUS: tl.constexpr,
     WIDE: tl.constexpr,
-    KEEP_DECAYS: tl.constexpr,
     CHUNK: tl.constexpr,
     STEPS: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    CHANNELS: tl.constexpr,
     SPLIT: tl.constexpr,
 ):
-    """Differentiate one segment. ``KEEP_DECAYS`` spends registers on decays rather than computing them twice."""
+    """Differentiate one segment."""
     STATES: tl.constexpr = BLOCK_N // SPLIT
-    blocks = tl.cdiv(channels, LANES)
+    SERVED: tl.constexpr = STEPS // (STEPS if STEPS < SPLIT else SPLIT)
+    PIECES: tl.constexpr = STATES // WIDEST if STATES > WIDEST else 1
+    PARTS: tl.constexpr = BLOCK_R // WIDEST if BLOCK_R > WIDEST else (1 if BLOCK_R else 0)
+    blocks = tl.cdiv(channels, LANES // SPLIT * CHANNELS)
     program = tl.program_id(0)
     block = program % blocks
     segment = program // blocks % segments
     group = program // (blocks * segments) % groups
     batch = (program // (blocks * segments * groups)).to(tl.int64)
     lane = tl.arange(0, LANES)
-    d = block * LANES + lane
-    d_alive = d < channels
-    d_read = tl.minimum(d, channels - 1)
-    first_state = lane // (LANES // SPLIT) * STATES
-    channel = group * channels + d_read
+    channel = channel_index(block, lane, CHANNELS, SPLIT)
     width = groups * channels
-    matrix_width = groups * N
-    grad_out_ptr += batch * grad_out_batch + group.to(tl.int64) * grad_out_group + d_read
-    u_ptr += batch * u_batch + group.to(tl.int64) * u_group + d_read
-    delta_ptr += batch * delta_batch + group.to(tl.int64) * delta_group + d_read
-    B_ptr += batch * length * matrix_width + group * N
-    C_ptr += batch * length * matrix_width + group * N
-    scratch_ptr += program.to(tl.int64) * ((CHUNK // STEPS) * BLOCK_N * LANES)
-    grad_u_ptr += batch * length * width + channel
-    grad_delta_ptr += batch * length * width + channel
-    grad_matrices_ptr += ((block * batches + batch) * length * groups + group) * 2 * N
-    A2 = load_decay_rates(A_ptr, group, block, lane, channels, N, BLOCK_N, SPLIT)
-    skip = tl.load(D_ptr + channel).to(tl.float32) if HAS_D else 0.0
-    bias = tl.load(bias_ptr + channel).to(tl.float32) if HAS_BIAS else 0.0
+    row_width = 2 * N + RANK
+    grad_out_ptr += batch * grad_out_batch + group.to(tl.int64) * grad_out_group
+    u_ptr += batch * u_batch + group.to(tl.int64) * u_group
+    delta_ptr += batch * delta_batch + group.to(tl.int64) * delta_group
+    B_ptr += batch * B_batch + group.to(tl.int64) * B_group
+    C_ptr += batch * C_batch + group.to(tl.int64) * C_group
+    scratch_ptr += program.to(tl.int64) * ((CHUNK // STEPS) * CHANNELS * STATES * LANES)
+    grad_u_ptr += batch * length * width + group * channels
+    grad_delta_ptr += batch * length * width + group * channels
+    grad_rows_ptr += ((block * batches + batch) * length * groups + group) * row_width
+    group_channel = group.to(tl.int64) * channels
+    A2 = load_decay_rates(A_ptr + group_channel * N, channel, lane, channels, N, BLOCK_N, CHANNELS, SPLIT)
+    skip = load_by_channel(D_ptr + group_channel, channel, channels, HAS_D, CHANNELS)
+    bias = load_by_channel(bias_ptr + group_channel, channel, channels, HAS_BIAS, CHANNELS)
+    weights = load_weights(weight_ptr + group_channel * BLOCK_R, channel, lane, channels, BLOCK_R, CHANNELS)
 
-    # A zero the compiler does not know: decays computed with it are not merged with the first ones.
-    zero = tl.where(length < 0, 1.0, 0.0)
-    grad_A = zero_states(BLOCK_N)
-    grad_D = tl.zeros([LANES], tl.float32)
-    grad_bias = tl.zeros([LANES], tl.float32)
+    grad_A = zeros(CHANNELS * PIECES, STATES // PIECES)
+    grad_D = zeros(CHANNELS, 1)
+    grad_bias = zeros(CHANNELS, 1)
+    grad_weights = zeros(CHANNELS * PARTS, BLOCK_R if BLOCK_R < WIDEST else WIDEST)
     # The gradient of the state after a step, from all later steps.
     if HAS_GRAD_LAST:
         last_row = (batch * groups + group) * channels * N
-        carry = load_states(grad_last_ptr + last_row, N, 1, block, lane, channels, N, BLOCK_N, SPLIT)
+        carry = load_states(grad_last_ptr + last_row, N, channel, lane, channels, N, BLOCK_N, CHANNELS, SPLIT)
     else:
-        carry = zero_states(BLOCK_N)
+        carry = zeros(CHANNELS * PIECES, STATES // PIECES)
     carry = join_segments(
         carry, ends_ptr, dt_sums_ptr, (batch * segments + segments - 1) * groups + group, -groups,
-        segments - 1 - segment, A2, block, lane, channels, N, BLOCK_N, SPLIT,
+        segments - 1 - segment, A2, channel, lane, channels, N, BLOCK_N, CHANNELS, SPLIT,
     )  # fmt: skip
 
     start = segment * segment_steps
+    end = tl.minimum(start + segment_steps, length)
     chunks = tl.cdiv(length, CHUNK)
-    segment_chunks = tl.cdiv(tl.minimum(segment_steps, length - start), CHUNK)
-    for chunk_from_end in range(segment_chunks):
-        chunk_start = start + (segment_chunks - 1 - chunk_from_end) * CHUNK
-        step_blocks = tl.cdiv(tl.minimum(length - chunk_start, CHUNK), STEPS)
-        row = (batch * chunks + chunk_start // CHUNK) * groups + group
-        state_ptr = states_ptr + row * N * channels
+    step_blocks = tl.cdiv(end - start, STEPS)
+    first = start + (step_blocks - 1) * STEPS
+    path = find_path(group, length, map_height, map_width, MAP)
+    place = find_step(path, first, MAP)
+    positions = keep_inside(walk(path, place, STEPS, MAP)[0], first, start, end, STEPS, WIDE)
+    served, alive, us, deltas = read_block(
+        u_ptr, u_step, delta_ptr, delta_step, positions, first, start, end, lane, channel, channels, RANK, BLOCK_R, STEPS, CHANNELS, SPLIT
+    )  # fmt: skip
+    dys = load_served_channels(grad_out_ptr, served, alive, grad_out_step, channel, channels, SERVED, CHANNELS)
+    for block_from_end in range(step_blocks):
+        first = start + (step_blocks - 1 - block_from_end) * STEPS
+        chunk_start = first // CHUNK * CHUNK
+        state_ptr = states_ptr + ((batch * chunks + first // CHUNK) * groups + group) * N * channels
         if CHUNK > STEPS:
-            h = load_states(state_ptr, 1, channels, block, lane, channels, N, BLOCK_N, SPLIT)
-            store_scratch(scratch_ptr, h, lane, BLOCK_N)
-            for step_block in range(1, step_blocks):
-                first = chunk_start + (step_block - 1) * STEPS
-                positions = read_positions(first, group, length, map_height, map_width, MAP, WIDE, STEPS)
-                us = load_rows(u_ptr, positions, u_step, STEPS)
-                deltas = load_rows(delta_ptr, positions, delta_step, STEPS)
-                for i in tl.static_range(STEPS):
-                    B = load_matrix(B_ptr + positions[i] * matrix_width, first_state, N, BLOCK_N, SPLIT)
-                    dt = step_size(deltas[i] + bias, lane * 0 + first + i < length, SOFTPLUS)
-                    h, _ = advance(h, dt, dt * us[i], B, A2, lane, BLOCK_N, SPLIT)
-                store_scratch(scratch_ptr + step_block * (BLOCK_N * LANES), h, lane, BLOCK_N)
-            tl.debug_barrier()
-        for block_from_end in range(step_blocks):
-            step_block = step_blocks - 1 - block_from_end
-            first = chunk_start + step_block * STEPS
-            positions = read_positions(first, group, length, map_height, map_width, MAP, WIDE, STEPS)
-            us = load_rows(u_ptr, positions, u_step, STEPS)
-            deltas = load_rows(delta_ptr, positions, delta_step, STEPS)
-            dys = load_rows(grad_out_ptr, positions, grad_out_step, STEPS)
-            if CHUNK > STEPS:
-                h = load_scratch(scratch_ptr + step_block * (BLOCK_N * LANES), lane, BLOCK_N)
-            else:
-                h = load_states(state_ptr, 1, channels, block, lane, channels, N, BLOCK_N, SPLIT)
-            states = (h,)
-            decays = ()
-            dts = ()
-            for i in tl.static_range(STEPS):
-                B = load_matrix(B_ptr + positions[i] * matrix_width, first_state, N, BLOCK_N, SPLIT)
-                dt = step_size(deltas[i] + bias, lane * 0 + first + i < length, SOFTPLUS)
-                h, decay = advance(h, dt, dt * us[i], B, A2, lane, BLOCK_N, SPLIT)
-                states = states + (h,)
-                decays = decays + (decay,)
-                dts = dts + (dt,)
-            for i in tl.static_range(STEPS - 1, -1, -1):
-                alive = lane * 0 + first + i < length
-                dy = tl.where(alive & d_alive, dys[i], 0.0)
-                B = load_matrix(B_ptr + positions[i] * matrix_width, first_state, N, BLOCK_N, SPLIT)
-                C = load_matrix(C_ptr + positions[i] * matrix_width, first_state, N, BLOCK_N, SPLIT)
-                carry, grad_A, grad_x, grad_dt, grad_matrices = step_back(
-                    carry, grad_A, states[i], states[i + 1], decays[i], dts[i], us[i], dy, B, C, A2, zero, lane,
-                    KEEP_DECAYS, BLOCK_N, SPLIT,
+            if (block_from_end == 0) | (first + STEPS == chunk_start + CHUNK):
+                h = load_states(state_ptr, N, channel, lane, channels, N, BLOCK_N, CHANNELS, SPLIT)
+                recompute_states(
+                    scratch_ptr, h, u_ptr, u_step, delta_ptr, delta_step, B_ptr, B_step, weights, bias, A2, path,
+                    chunk_start, first, start, end, lane, channel, channels,
+                    N, RANK, BLOCK_R, MAP, SOFTPLUS, WIDE, STEPS, BLOCK_N, CHANNELS, SPLIT,
                 )  # fmt: skip
-                store_matrix_gradients(
-                    grad_matrices_ptr + positions[i] * (2 * matrix_width), grad_matrices, lane, alive,
-                    N, BLOCK_N, SPLIT,
-                )  # fmt: skip
-                grad_dt = grad_dt * LN_2 + grad_x * us[i]
-                grad_delta = grad_dt * tl.sigmoid(deltas[i] + bias) if SOFTPLUS else grad_dt
-                grad_D += dy * us[i]
-                grad_bias += tl.where(alive & d_alive, grad_delta, 0.0)
-                grad_u = grad_x * dts[i] + skip * dy
-                offset = positions[i] * width
-                tl.store(grad_u_ptr + offset, grad_u.to(grad_u_ptr.dtype.element_ty), mask=alive & d_alive)
-                tl.store(grad_delta_ptr + offset, grad_delta.to(grad_delta_ptr.dtype.element_ty), mask=alive & d_alive)
-        if CHUNK > STEPS:
-            tl.debug_barrier()
+            before = load_scratch(
+                scratch_ptr, (first - chunk_start) // STEPS, lane, STATES // PIECES, CHANNELS * PIECES
+            )  # fmt: skip
+        else:
+            before = load_states(state_ptr, N, channel, lane, channels, N, BLOCK_N, CHANNELS, SPLIT)
+        next_positions, place = walk_back(path, place, STEPS, MAP)
+        next_positions = keep_inside(next_positions, first - STEPS, start, end, STEPS, WIDE)
+        next_served, next_alive, next_us, next_deltas = read_block(
+            u_ptr, u_step, delta_ptr, delta_step, next_positions, first - STEPS, start, end, lane, channel, channels,
+            RANK, BLOCK_R, STEPS, CHANNELS, SPLIT,
+        )  # fmt: skip
+        next_dys = load_served_channels(
+            grad_out_ptr, next_served, next_alive, grad_out_step, channel, channels, SERVED, CHANNELS
+        )  # fmt: skip
+
+        raws, dts = step_sizes(deltas, weights, bias, alive, SOFTPLUS, BLOCK_R, SERVED, CHANNELS)
+        xs = multiply(dts, us, SERVED * CHANNELS)
+        Bs = ()
+        for i in tl.static_range(STEPS):
+            Bs = Bs + (load_matrix_row(B_ptr + positions[i] * B_step, lane, N, BLOCK_N, SPLIT),)
+        states = (before,)
+        decays = ()
+        for i in tl.static_range(STEPS):
+            dt = share(dts, i, lane, STEPS, CHANNELS, SPLIT)
+            x = share(xs, i, lane, STEPS, CHANNELS, SPLIT)
+            after, decay = advance(states[i], dt, x, Bs[i], A2, PIECES, CHANNELS)
+            states = states + (after,)
+            decays = decays + (decay,)
+        x_shares = ()
+        dt_shares = ()
+        row_shares = ()
+        for i in tl.static_range(STEPS - 1, -1, -1):
+            C = load_matrix_row(C_ptr + positions[i] * C_step, lane, N, BLOCK_N, SPLIT)
+            dt = share(dts, i, lane, STEPS, CHANNELS, SPLIT)
+            x = share(xs, i, lane, STEPS, CHANNELS, SPLIT)
+            dy = share(dys, i, lane, STEPS, CHANNELS, SPLIT)
+            carry, grad_A, grad_x, grad_dt, grad_row = step_back(
+                carry, grad_A, states[i], states[i + 1], decays[i], dt, x, dy, Bs[i], C, A2, PIECES, CHANNELS
+            )  # fmt: skip
+            x_shares = grad_x + x_shares
+            dt_shares = grad_dt + dt_shares
+            row_shares = grad_row + row_shares
+        store_matrix_gradients(
+            grad_rows_ptr, row_shares, positions, groups * row_width, first, end, lane, N, STEPS, BLOCK_N, SPLIT
+        )  # fmt: skip
+        grad_xs = collect(x_shares, lane, STEPS, CHANNELS, SPLIT)
+        grad_dts = collect(dt_shares, lane, STEPS, CHANNELS, SPLIT)
+        grad_us = ()
+        grad_deltas = ()
+        stores = ()
+        for q in tl.static_range(SERVED):
+            stores = stores + (alive[q] & is_server(lane, STEPS, SPLIT),)
+            for c in tl.static_range(CHANNELS):
+                grad_x = grad_xs[q * CHANNELS + c]
+                grad_delta = grad_dts[q * CHANNELS + c] * LN_2 + grad_x * us[q * CHANNELS + c]
+                if SOFTPLUS:
+                    grad_delta *= tl.sigmoid(raws[q * CHANNELS + c])
+                grad_deltas = grad_deltas + (tl.where(alive[q][None, :], grad_delta, 0.0),)
+                grad_us = grad_us + (grad_x * dts[q * CHANNELS + c] + skip[c] * dys[q * CHANNELS + c],)
+        grad_D = add_steps(grad_D, multiply(dys, us, SERVED * CHANNELS), SERVED, CHANNELS)
+        grad_bias = add_steps(grad_bias, grad_deltas, SERVED, CHANNELS)
+        store_served_channels(grad_u_ptr, grad_us, served, stores, width, channel, channels, SERVED, CHANNELS)
+        if RANK:
+            grad_weights = grow_weights(grad_weights, grad_deltas, deltas, PARTS, SERVED, CHANNELS)
+            store_coefficient_gradients(
+                grad_rows_ptr + 2 * N, grad_deltas, weights, served, stores, groups * row_width, lane,
+                RANK, BLOCK_R, SERVED, CHANNELS, SPLIT,
+            )  # fmt: skip
+        else:
+            store_served_channels(grad_delta_ptr, grad_deltas, served, stores, width, channel, channels, SERVED, CHANNELS)
+        positions = next_positions
+        served = next_served
+        alive = next_alive
+        us = next_us
+        dys = next_dys
+        deltas = next_deltas
 
     row = (batch * segments + segment) * groups + group
-    store_states(grad_A_ptr + row * N * channels, grad_A, 1, channels, block, lane, channels, N, BLOCK_N, SPLIT)
-    tl.store(grad_D_ptr + row * channels + d, grad_D, mask=d_alive)
-    tl.store(grad_bias_ptr + row * channels + d, grad_bias, mask=d_alive)
+    store_states(grad_A_ptr + row * N * channels, grad_A, N, channel, lane, channels, N, BLOCK_N, CHANNELS, SPLIT)
+    store_by_channel(grad_D_ptr + row * channels, grad_D, channel, lane, channels, STEPS, CHANNELS, SPLIT)
+    store_by_channel(grad_bias_ptr + row * channels, grad_bias, channel, lane, channels, STEPS, CHANNELS, SPLIT)
+    if BLOCK_R:
+        totals = sum_over_steps(grad_weights, lane, STEPS, CHANNELS * PARTS, SPLIT)
+        # Every lane of a channel has the sums; stored like a tile of states that no lanes share, by all of them alike.
+        store_states(
+            grad_weight_ptr + row * channels * BLOCK_R, totals, BLOCK_R, channel, lane * 0, channels,
+            BLOCK_R, BLOCK_R, CHANNELS, 1,
+        )  # fmt: skip
 
 
 @triton.jit
-def step_back(carry, grad_A, before, after, decays, dt, u, dy, B, C, A2, zero, lane, KEEP_DECAYS: tl.constexpr,
-              BLOCK_N: tl.constexpr, SPLIT: tl.constexpr):  # fmt: skip
+def recompute_states(scratch_ptr, h, u_ptr, u_step, delta_ptr, delta_step, B_ptr, B_step, weights, bias, A2, path,
+                     chunk_start, last, start, end, lane, channel, channels, N: tl.constexpr, RANK: tl.constexpr,
+                     BLOCK_R: tl.constexpr, MAP: tl.constexpr, SOFTPLUS: tl.constexpr, WIDE: tl.constexpr, STEPS: tl.constexpr,
+                     BLOCK_N: tl.constexpr, CHANNELS: tl.constexpr, SPLIT: tl.constexpr):  # fmt: skip
+    """Walk a chunk from its first state, and write the states before each block of steps up to ``last``'s."""
+    STATES: tl.constexpr = BLOCK_N // SPLIT
+    SERVED: tl.constexpr = STEPS // (STEPS if STEPS < SPLIT else SPLIT)
+    PIECES: tl.constexpr = STATES // WIDEST if STATES > WIDEST else 1
+    tl.debug_barrier()
+    store_scratch(scratch_ptr, 0, h, lane, STATES // PIECES, CHANNELS * PIECES)
+    place = find_step(path, chunk_start, MAP)
+    for first in range(chunk_start, last, STEPS):
+        positions, place = walk(path, place, STEPS, MAP)
+        positions = keep_inside(positions, first, start, end, STEPS, WIDE)
+        served, alive, us, deltas = read_block(
+            u_ptr, u_step, delta_ptr, delta_step, positions, first, start, end, lane, channel, channels,
+            RANK, BLOCK_R, STEPS, CHANNELS, SPLIT,
+        )  # fmt: skip
+        dts = step_sizes(deltas, weights, bias, alive, SOFTPLUS, BLOCK_R, SERVED, CHANNELS)[1]
+        xs = multiply(dts, us, SERVED * CHANNELS)
+        for i in tl.static_range(STEPS):
+            B = load_matrix_row(B_ptr + positions[i] * B_step, lane, N, BLOCK_N, SPLIT)
+            dt = share(dts, i, lane, STEPS, CHANNELS, SPLIT)
+            x = share(xs, i, lane, STEPS, CHANNELS, SPLIT)
+            h = advance(h, dt, x, B, A2, PIECES, CHANNELS)[0]
+        store_scratch(
+            scratch_ptr, (first - chunk_start) // STEPS + 1, h, lane, STATES // PIECES, CHANNELS * PIECES
+        )  # fmt: skip
+    tl.debug_barrier()
+
+
+@triton.jit
+def step_back(carry, grad_A, before, after, decays, dt, x, dy, B, C, A2, PIECES: tl.constexpr,
+              CHANNELS: tl.constexpr):  # fmt: skip
     """Differentiate one step.
 
     Returns:
-        The gradient passed to the state before; the grown gradient of A; that of x = dt u; that of dt through the
-        decays, over ln 2; and a lane's shares of the gradients of B and of C, as one tuple.
+        The gradient passed to the state before; the grown gradient of A; a lane's shares of that of x = dt u and of that
+        of dt through the decays, over ln 2, one (1, 32) a channel; its shares of those of B, then of those of C, (W, 32).
     """
-    STATES: tl.constexpr = BLOCK_N // SPLIT
-    dts = spread(dt, lane, SPLIT)
-    xs = spread(dt * u, lane, SPLIT)
-    dys = spread(dy, lane, SPLIT)
     passed = ()
     grown = ()
-    x_shares = ()
-    dt_shares = ()
-    B_shares = ()
-    C_shares = ()
-    for c in tl.static_range(SPLIT):
-        grad_x = tl.zeros([32], tl.float32)
-        grad_dt = tl.zeros([32], tl.float32)
+    grad_xs = ()
+    grad_dts = ()
+    B_shares = zeros(PIECES, carry[0].shape[0])
+    C_shares = zeros(PIECES, carry[0].shape[0])
+    for c in tl.static_range(CHANNELS):
+        x_products = tl.zeros(carry[0].shape, tl.float32)
+        dt_products = tl.zeros(carry[0].shape, tl.float32)
         B_sums = ()
         C_sums = ()
-        for s in tl.static_range(STATES):
-            grad_h = carry[c * STATES + s] + dys[c] * C[s]
-            decay = decays[c * STATES + s] if KEEP_DECAYS else tl.exp2(dts[c] * A2[c * STATES + s] + zero)
-            passed_on = grad_h * decay
-            grad_exponent = passed_on * before[c * STATES + s]
-            grad_x += grad_h * B[s]
-            grad_dt += grad_exponent * A2[c * STATES + s]
+        for p in tl.static_range(PIECES):
+            grad_h = carry[c * PIECES + p] + dy[c] * C[p]
+            passed_on = grad_h * decays[c * PIECES + p]
+            grad_exponent = passed_on * before[c * PIECES + p]
+            x_products += grad_h * B[p]
+            dt_products += grad_exponent * A2[c * PIECES + p]
             passed = passed + (passed_on,)
-            grown = grown + (grad_A[c * STATES + s] + grad_exponent * dts[c],)
-            if c == 0:
-                B_sums = B_sums + (grad_h * xs[c],)
-                C_sums = C_sums + (after[c * STATES + s] * dys[c],)
-            else:
-                B_sums = B_sums + (B_shares[s] + grad_h * xs[c],)
-                C_sums = C_sums + (C_shares[s] + after[c * STATES + s] * dys[c],)
+            grown = grown + (grad_A[c * PIECES + p] + grad_exponent * dt[c],)
+            B_sums = B_sums + (B_shares[p] + grad_h * x[c],)
+            C_sums = C_sums + (C_shares[p] + after[c * PIECES + p] * dy[c],)
         B_shares = B_sums
         C_shares = C_sums
-        x_shares = x_shares + (grad_x,)
-        dt_shares = dt_shares + (grad_dt,)
-    grad_x = exchange_sum(x_shares, lane, SPLIT, 16)
-    grad_dt = exchange_sum(dt_shares, lane, SPLIT, 16)
-    return passed, grown, grad_x, grad_dt, B_shares + C_shares
+        grad_xs = grad_xs + (tl.sum(x_products, 0, keep_dims=True),)
+        grad_dts = grad_dts + (tl.sum(dt_products, 0, keep_dims=True),)
+    return passed, grown, grad_xs, grad_dts, B_shares + C_shares
 
 
 @triton.jit
-def store_matrix_gradients(pointer, shares, lane, alive, N: tl.constexpr, BLOCK_N: tl.constexpr, SPLIT: tl.constexpr):
-    """Sum a step's shares of dB and dC over the channels of the block, and store (2, N)."""
+def store_matrix_gradients(pointer, shares, positions, stride, first, end, lane, N: tl.constexpr, STEPS: tl.constexpr,
+                           BLOCK_N: tl.constexpr, SPLIT: tl.constexpr):  # fmt: skip
+    """Sum shares of dB and dC over the channels of the block, and store (2, N) at every step of the block.
+
+    ``shares`` holds pieces (W, 32), those of a step's dB and then of its dC, step after step. Where a step has fewer
+    values than there are lanes that own different channels, several steps are summed at once.
+    """
     STATES: tl.constexpr = BLOCK_N // SPLIT
+    WIDTH: tl.constexpr = STATES if STATES < WIDEST else WIDEST
     OWNERS: tl.constexpr = LANES // SPLIT
-    COUNT: tl.constexpr = 2 * STATES if 2 * STATES < OWNERS else OWNERS
-    for part in tl.static_range(2 * STATES // COUNT):
+    FIT: tl.constexpr = OWNERS // (2 * STATES) if 2 * STATES < OWNERS else 1
+    JOINT: tl.constexpr = FIT if FIT < STEPS else STEPS
+    COUNT: tl.constexpr = JOINT * 2 * STATES // WIDTH
+    TENSORS: tl.constexpr = COUNT // OWNERS if COUNT > OWNERS else 1
+    ROWS: tl.constexpr = WIDTH if COUNT >= OWNERS else (WIDTH * COUNT // OWNERS if WIDTH * COUNT > OWNERS else 1)
+    TWINS: tl.constexpr = OWNERS // (COUNT * WIDTH) if COUNT * WIDTH < OWNERS else 1
+    owner = lane % OWNERS
+    for part in tl.static_range(STEPS // JOINT):
         values = ()
         for i in tl.static_range(COUNT):
             values = values + (shares[part * COUNT + i],)
-        total = exchange_sum(values, lane, COUNT, OWNERS // 2)
-        total = all_sum(total, lane, OWNERS // COUNT // 2)
-        value = part * COUNT + lane % OWNERS // (OWNERS // COUNT)
-        n = lane // OWNERS * STATES + value % STATES
-        is_owner = lane % (OWNERS // COUNT) == 0
-        tl.store(pointer + value // STATES * N + n, total, mask=is_owner & (n < N) & alive)
+        sums = fold(values, lane, COUNT, WIDTH, OWNERS, OWNERS // 2)
+        for left in tl.static_range(TENSORS):
+            index = ((owner // TWINS * TENSORS + left) * ROWS)[None, :] + tl.arange(0, ROWS)[:, None]
+            step = index // (2 * STATES)
+            position = positions[part * JOINT] + tl.zeros([ROWS, LANES], positions[0].dtype)
+            for i in tl.static_range(1, JOINT):
+                position = tl.where(step == i, positions[part * JOINT + i], position)
+            value = index % (2 * STATES)
+            n = (lane // OWNERS * STATES)[None, :] + value % STATES
+            mask = (owner % TWINS == 0)[None, :] & (n < N) & (first + part * JOINT + step < end)
+            tl.store(pointer + position * stride + (value // STATES * N + n), sums[left], mask=mask)
 
 
 @triton.jit
-def store_scratch(pointer, h, lane, BLOCK_N: tl.constexpr):
-    """Store a lane's states where ``load_scratch`` of the same lane finds them."""
-    for i in tl.static_range(BLOCK_N):
-        tl.store(pointer + i * LANES + lane, h[i])
+def store_coefficient_gradients(pointer, grad_deltas, weights, positions, stores, stride, lane, RANK: tl.constexpr,
+                                BLOCK_R: tl.constexpr, SERVED: tl.constexpr, CHANNELS: tl.constexpr,
+                                SPLIT: tl.constexpr):  # fmt: skip
+    """Map gradients of delta back to its coefficients, sum over the channels of the block, and store them."""
+    WIDTH: tl.constexpr = BLOCK_R if BLOCK_R < WIDEST else WIDEST
+    COUNT: tl.constexpr = BLOCK_R // WIDTH
+    OWNERS: tl.constexpr = LANES // SPLIT
+    TENSORS: tl.constexpr = COUNT // OWNERS if COUNT > OWNERS else 1
+    ROWS: tl.constexpr = WIDTH if COUNT >= OWNERS else (WIDTH * COUNT // OWNERS if WIDTH * COUNT > OWNERS else 1)
+    TWINS: tl.constexpr = OWNERS // BLOCK_R if BLOCK_R < OWNERS else 1
+    owner = lane % OWNERS
+    for q in tl.static_range(SERVED):
+        values = ()
+        for part in tl.static_range(COUNT):
+            value = weights[part] * grad_deltas[q * CHANNELS]
+            for c in tl.static_range(1, CHANNELS):
+                value += weights[c * COUNT + part] * grad_deltas[q * CHANNELS + c]
+            values = values + (value,)
+        sums = fold(values, lane, COUNT, WIDTH, OWNERS, OWNERS // 2)
+        for left in tl.static_range(TENSORS):
+            r = ((owner // TWINS * TENSORS + left) * ROWS)[None, :] + tl.arange(0, ROWS)[:, None]
+            mask = (stores[q] & (owner % TWINS == 0))[None, :] & (r < RANK)
+            tl.store(pointer + (positions[q] * stride)[None, :] + r, sums[left], mask=mask)
 
 
 @triton.jit
-def load_scratch(pointer, lane, BLOCK_N: tl.constexpr):
+def grow_weights(grad_weights, grad_deltas, coefficients, PARTS: tl.constexpr, SERVED: tl.constexpr,
+                 CHANNELS: tl.constexpr):  # fmt: skip
+    """Add the served steps' products of gradients of delta with its coefficients."""
+    grown = ()
+    for c in tl.static_range(CHANNELS):
+        for part in tl.static_range(PARTS):
+            total = grad_weights[c * PARTS + part]
+            for q in tl.static_range(SERVED):
+                total += grad_deltas[q * CHANNELS + c] * coefficients[part * SERVED + q]
+            grown = grown + (total,)
+    return grown
+
+
+@triton.jit
+def store_scratch(pointer, block, h, lane, WIDTH: tl.constexpr, COUNT: tl.constexpr):
+    """Store a program's states before a block of steps, ``COUNT`` pieces (WIDTH, 32)."""
+    for i in tl.static_range(COUNT):
+        place = (lane + (block * COUNT + i) * LANES)[None, :] * WIDTH + tl.arange(0, WIDTH)[:, None]
+        tl.store(pointer + place, h[i])
+
+
+@triton.jit
+def load_scratch(pointer, block, lane, WIDTH: tl.constexpr, COUNT: tl.constexpr):
     """Load what ``store_scratch`` stored."""
     h = ()
-    for i in tl.static_range(BLOCK_N):
-        h = h + (tl.load(pointer + i * LANES + lane),)
+    for i in tl.static_range(COUNT):
+        place = (lane + (block * COUNT + i) * LANES)[None, :] * WIDTH + tl.arange(0, WIDTH)[:, None]
+        h = h + (tl.load(pointer + place),)
     return h

@@ -1,8 +1,9 @@
 """The forward scan as Triton kernels, whole or in segments of time that run at once.
 
-A program is one warp with 32 channels, all their states and one segment of time. With one segment, that is all. With
-several, ``segment_ends_kernel`` first finds what each segment makes of a zero state; the scan of a segment then starts
-from the ends of those before it. No two programs write the same address, so every result is reproducible bit by bit.
+A program is one warp with a block of channels, all their states and one segment of time. With one segment, that is all.
+With several, ``segment_ends_kernel`` first finds what each segment makes of a zero state; the scan of a segment then
+starts from the ends of those before it. No two programs write the same address, so every result is reproducible bit by
+bit. What a block of steps reads by channel is loaded while the block before it is computed.
 """
 
 # Triton reads these bodies as its own language, in which an annotation selects a specialisation.
@@ -12,44 +13,65 @@ from the ends of those before it. No two programs write the same address, so eve
 import triton
 import triton.language as tl
 
-from mambaseg.kernels.selective_scan.triton_lanes import (
-    LANES,
-    exchange_sum,
-    load_matrix,
-    store_states,
-    zero_states,
-)
 from mambaseg.kernels.selective_scan.triton_steps import (
+    add_steps,
     advance,
+    find_path,
+    find_step,
     join_segments,
+    keep_inside,
     load_decay_rates,
-    load_rows,
-    read_positions,
-    spread,
-    step_size,
+    load_weights,
+    multiply,
+    read_block,
+    step_sizes,
+    walk,
+    walk_back,
+)
+from mambaseg.kernels.selective_scan.triton_tile import (
+    LANES,
+    WIDEST,
+    channel_index,
+    collect,
+    is_server,
+    load_by_channel,
+    load_matrix_row,
+    share,
+    store_by_channel,
+    store_served_channels,
+    store_states,
+    zeros,
 )
 
 
-@triton.jit(do_not_specialize=["length", "groups", "segments", "segment_steps", "map_height", "map_width"])
+@triton.jit(do_not_specialize=["length", "groups", "segments", "segment_steps", "map_height", "map_width",
+                              "save_states"])  # fmt: skip
 def selective_scan_fwd_kernel(
     u_ptr,  # (batch, L, G, D), channel stride 1
-    delta_ptr,  # (batch, L, G, D), channel stride 1
+    delta_ptr,  # (batch, L, G, D), or (batch, L, G, RANK); last stride 1
+    weight_ptr,  # (G, D, BLOCK_R)
     A_ptr,  # (G, D, N)
-    B_ptr,  # (batch, L, G, N), contiguous
-    C_ptr,  # (batch, L, G, N), contiguous
+    B_ptr,  # (batch, L, G, N), state stride 1
+    C_ptr,  # (batch, L, G, N), state stride 1
     D_ptr,  # (G, D)
     bias_ptr,  # (G, D)
-    ends_ptr,  # (batch, segments, G, N, D): states after each segment, had it started from zero
+    ends_ptr,  # (batch, segments, G, D, N): states after each segment, had it started from zero
     dt_sums_ptr,  # (batch, segments, G, D): sums of dt over each segment
     out_ptr,  # (batch, L, G, D), contiguous
     last_ptr,  # (batch, G, D, N), contiguous
-    states_ptr,  # (batch, chunks, G, N, D), contiguous
+    states_ptr,  # (batch, chunks, G, D, N), contiguous
     u_batch,
     u_step,
     u_group,
     delta_batch,
     delta_step,
     delta_group,
+    B_batch,
+    B_step,
+    B_group,
+    C_batch,
+    C_step,
+    C_group,
     length,
     groups,
     channels,
@@ -57,84 +79,120 @@ def selective_scan_fwd_kernel(
     segment_steps,  # a multiple of CHUNK
     map_height,
     map_width,
+    save_states,  # 1 or 0
     N: tl.constexpr,
+    RANK: tl.constexpr,
+    BLOCK_R: tl.constexpr,
     MAP: tl.constexpr,
     HAS_D: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     SOFTPLUS: tl.constexpr,
-    SAVE_STATES: tl.constexpr,
     WIDE: tl.constexpr,
     CHUNK: tl.constexpr,
     STEPS: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    CHANNELS: tl.constexpr,
     SPLIT: tl.constexpr,
 ):
-    """Scan one segment; states are kept before each chunk for the backward pass when ``SAVE_STATES``."""
+    """Scan one segment; states are kept before each chunk for the backward pass where ``save_states``."""
     STATES: tl.constexpr = BLOCK_N // SPLIT
-    blocks = tl.cdiv(channels, LANES)
+    SERVED: tl.constexpr = STEPS // (STEPS if STEPS < SPLIT else SPLIT)
+    PIECES: tl.constexpr = STATES // WIDEST if STATES > WIDEST else 1
+    blocks = tl.cdiv(channels, LANES // SPLIT * CHANNELS)
     program = tl.program_id(0)
     block = program % blocks
     segment = program // blocks % segments
     group = program // (blocks * segments) % groups
     batch = (program // (blocks * segments * groups)).to(tl.int64)
     lane = tl.arange(0, LANES)
-    d = block * LANES + lane
-    d_alive = d < channels
-    d_read = tl.minimum(d, channels - 1)
-    first_state = lane // (LANES // SPLIT) * STATES
-    channel = group * channels + d_read
+    channel = channel_index(block, lane, CHANNELS, SPLIT)
     width = groups * channels
-    matrix_width = groups * N
-    u_ptr += batch * u_batch + group.to(tl.int64) * u_group + d_read
-    delta_ptr += batch * delta_batch + group.to(tl.int64) * delta_group + d_read
-    B_ptr += batch * length * matrix_width + group * N
-    C_ptr += batch * length * matrix_width + group * N
-    out_ptr += batch * length * width + channel
-    A2 = load_decay_rates(A_ptr, group, block, lane, channels, N, BLOCK_N, SPLIT)
-    skip = tl.load(D_ptr + channel).to(tl.float32) if HAS_D else 0.0
-    bias = tl.load(bias_ptr + channel).to(tl.float32) if HAS_BIAS else 0.0
+    u_ptr += batch * u_batch + group.to(tl.int64) * u_group
+    delta_ptr += batch * delta_batch + group.to(tl.int64) * delta_group
+    B_ptr += batch * B_batch + group.to(tl.int64) * B_group
+    C_ptr += batch * C_batch + group.to(tl.int64) * C_group
+    out_ptr += batch * length * width + group * channels
+    group_channel = group.to(tl.int64) * channels
+    A2 = load_decay_rates(A_ptr + group_channel * N, channel, lane, channels, N, BLOCK_N, CHANNELS, SPLIT)
+    skip = load_by_channel(D_ptr + group_channel, channel, channels, HAS_D, CHANNELS)
+    bias = load_by_channel(bias_ptr + group_channel, channel, channels, HAS_BIAS, CHANNELS)
+    weights = load_weights(weight_ptr + group_channel * BLOCK_R, channel, lane, channels, BLOCK_R, CHANNELS)
 
     h = join_segments(
-        zero_states(BLOCK_N), ends_ptr, dt_sums_ptr, batch * segments * groups + group, groups, segment,
-        A2, block, lane, channels, N, BLOCK_N, SPLIT,
+        zeros(CHANNELS * PIECES, STATES // PIECES), ends_ptr, dt_sums_ptr, batch * segments * groups + group, groups, segment,
+        A2, channel, lane, channels, N, BLOCK_N, CHANNELS, SPLIT,
     )  # fmt: skip
     start = segment * segment_steps
+    end = tl.minimum(start + segment_steps, length)
     chunks = tl.cdiv(length, CHUNK)
-    for chunk_start in range(start, tl.minimum(start + segment_steps, length), CHUNK):
-        if SAVE_STATES:
-            row = (batch * chunks + chunk_start // CHUNK) * groups + group
-            store_states(states_ptr + row * N * channels, h, 1, channels, block, lane, channels, N, BLOCK_N, SPLIT)
-        for first in range(chunk_start, tl.minimum(chunk_start + CHUNK, length), STEPS):
-            positions = read_positions(first, group, length, map_height, map_width, MAP, WIDE, STEPS)
-            us = load_rows(u_ptr, positions, u_step, STEPS)
-            deltas = load_rows(delta_ptr, positions, delta_step, STEPS)
-            for i in tl.static_range(STEPS):
-                B = load_matrix(B_ptr + positions[i] * matrix_width, first_state, N, BLOCK_N, SPLIT)
-                C = load_matrix(C_ptr + positions[i] * matrix_width, first_state, N, BLOCK_N, SPLIT)
-                alive = lane * 0 + first + i < length
-                dt = step_size(deltas[i] + bias, alive, SOFTPLUS)
-                h, _ = advance(h, dt, dt * us[i], B, A2, lane, BLOCK_N, SPLIT)
-                shares = ()
-                for c in tl.static_range(SPLIT):
-                    share = h[c * STATES] * C[0]
-                    for s in tl.static_range(1, STATES):
-                        share += h[c * STATES + s] * C[s]
-                    shares = shares + (share,)
-                y = exchange_sum(shares, lane, SPLIT, LANES // 2) + skip * us[i]
-                tl.store(out_ptr + positions[i] * width, y.to(out_ptr.dtype.element_ty), mask=d_alive & alive)
+    path = find_path(group, length, map_height, map_width, MAP)
+    positions, place = walk(path, find_step(path, start, MAP), STEPS, MAP)
+    positions = keep_inside(positions, start, start, end, STEPS, WIDE)
+    served, alive, us, deltas = read_block(
+        u_ptr, u_step, delta_ptr, delta_step, positions, start, start, end, lane, channel, channels, RANK, BLOCK_R, STEPS, CHANNELS, SPLIT
+    )  # fmt: skip
+    for first in range(start, end, STEPS):
+        if (save_states > 0) & (first % CHUNK == 0):
+            row = (batch * chunks + first // CHUNK) * groups + group
+            store_states(
+                states_ptr + row * N * channels, h, N, channel, lane, channels, N, BLOCK_N, CHANNELS, SPLIT
+            )  # fmt: skip
+        next_positions, place = walk(path, place, STEPS, MAP)
+        next_positions = keep_inside(next_positions, first + STEPS, start, end, STEPS, WIDE)
+        next_served, next_alive, next_us, next_deltas = read_block(
+            u_ptr, u_step, delta_ptr, delta_step, next_positions, first + STEPS, start, end, lane, channel, channels,
+            RANK, BLOCK_R, STEPS, CHANNELS, SPLIT,
+        )  # fmt: skip
+
+        dts = step_sizes(deltas, weights, bias, alive, SOFTPLUS, BLOCK_R, SERVED, CHANNELS)[1]
+        xs = multiply(dts, us, SERVED * CHANNELS)
+        shares = ()
+        for i in tl.static_range(STEPS):
+            B = load_matrix_row(B_ptr + positions[i] * B_step, lane, N, BLOCK_N, SPLIT)
+            C = load_matrix_row(C_ptr + positions[i] * C_step, lane, N, BLOCK_N, SPLIT)
+            dt = share(dts, i, lane, STEPS, CHANNELS, SPLIT)
+            x = share(xs, i, lane, STEPS, CHANNELS, SPLIT)
+            h = advance(h, dt, x, B, A2, PIECES, CHANNELS)[0]
+            shares = shares + read_out(h, C, PIECES, CHANNELS)
+        ys = collect(shares, lane, STEPS, CHANNELS, SPLIT)
+        outs = ()
+        stores = ()
+        for q in tl.static_range(SERVED):
+            stores = stores + (alive[q] & is_server(lane, STEPS, SPLIT),)
+            for c in tl.static_range(CHANNELS):
+                outs = outs + (ys[q * CHANNELS + c] + skip[c] * us[q * CHANNELS + c],)
+        store_served_channels(out_ptr, outs, served, stores, width, channel, channels, SERVED, CHANNELS)
+        positions = next_positions
+        served = next_served
+        alive = next_alive
+        us = next_us
+        deltas = next_deltas
     if segment == segments - 1:
         last_row = (batch * groups + group) * channels * N
-        store_states(last_ptr + last_row, h, N, 1, block, lane, channels, N, BLOCK_N, SPLIT)
+        store_states(last_ptr + last_row, h, N, channel, lane, channels, N, BLOCK_N, CHANNELS, SPLIT)
+
+
+@triton.jit
+def read_out(h, C, PIECES: tl.constexpr, CHANNELS: tl.constexpr):
+    """Return a lane's shares of y = sum_n C h, one (1, 32) a channel."""
+    shares = ()
+    for c in tl.static_range(CHANNELS):
+        products = h[c * PIECES] * C[0]
+        for p in tl.static_range(1, PIECES):
+            products += h[c * PIECES + p] * C[p]
+        shares = shares + (tl.sum(products, 0, keep_dims=True),)
+    return shares
 
 
 @triton.jit(do_not_specialize=["length", "groups", "segments", "segment_steps", "map_height", "map_width"])
 def segment_ends_kernel(
     x_ptr,  # (batch, L, G, D), channel stride 1: u, or the gradient of out when ADJOINT
-    delta_ptr,  # (batch, L, G, D), channel stride 1
+    delta_ptr,  # (batch, L, G, D), or (batch, L, G, RANK); last stride 1
+    weight_ptr,  # (G, D, BLOCK_R)
     A_ptr,  # (G, D, N)
-    matrix_ptr,  # (batch, L, G, N), contiguous: B, or C when ADJOINT
+    matrix_ptr,  # (batch, L, G, N), state stride 1: B, or C when ADJOINT
     bias_ptr,  # (G, D)
-    ends_ptr,  # (batch, segments, G, N, D)
+    ends_ptr,  # (batch, segments, G, D, N)
     dt_sums_ptr,  # (batch, segments, G, D)
     x_batch,
     x_step,
@@ -142,6 +200,9 @@ def segment_ends_kernel(
     delta_batch,
     delta_step,
     delta_group,
+    matrix_batch,
+    matrix_step,
+    matrix_group,
     length,
     groups,
     channels,
@@ -150,6 +211,8 @@ def segment_ends_kernel(
     map_height,
     map_width,
     N: tl.constexpr,
+    RANK: tl.constexpr,
+    BLOCK_R: tl.constexpr,
     MAP: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     SOFTPLUS: tl.constexpr,
@@ -157,59 +220,76 @@ def segment_ends_kernel(
     WIDE: tl.constexpr,
     STEPS: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    CHANNELS: tl.constexpr,
     SPLIT: tl.constexpr,
 ):
     """Find what a segment makes of a zero state, or, ``ADJOINT``, of a zero gradient of its last state."""
     STATES: tl.constexpr = BLOCK_N // SPLIT
-    blocks = tl.cdiv(channels, LANES)
+    SERVED: tl.constexpr = STEPS // (STEPS if STEPS < SPLIT else SPLIT)
+    PIECES: tl.constexpr = STATES // WIDEST if STATES > WIDEST else 1
+    blocks = tl.cdiv(channels, LANES // SPLIT * CHANNELS)
     program = tl.program_id(0)
     block = program % blocks
     segment = program // blocks % segments
     group = program // (blocks * segments) % groups
     batch = (program // (blocks * segments * groups)).to(tl.int64)
     lane = tl.arange(0, LANES)
-    d = block * LANES + lane
-    d_read = tl.minimum(d, channels - 1)
-    first_state = lane // (LANES // SPLIT) * STATES
-    matrix_width = groups * N
-    x_ptr += batch * x_batch + group.to(tl.int64) * x_group + d_read
-    delta_ptr += batch * delta_batch + group.to(tl.int64) * delta_group + d_read
-    matrix_ptr += batch * length * matrix_width + group * N
-    A2 = load_decay_rates(A_ptr, group, block, lane, channels, N, BLOCK_N, SPLIT)
-    bias = tl.load(bias_ptr + group * channels + d_read).to(tl.float32) if HAS_BIAS else 0.0
+    channel = channel_index(block, lane, CHANNELS, SPLIT)
+    x_ptr += batch * x_batch + group.to(tl.int64) * x_group
+    delta_ptr += batch * delta_batch + group.to(tl.int64) * delta_group
+    matrix_ptr += batch * matrix_batch + group.to(tl.int64) * matrix_group
+    group_channel = group.to(tl.int64) * channels
+    A2 = load_decay_rates(A_ptr + group_channel * N, channel, lane, channels, N, BLOCK_N, CHANNELS, SPLIT)
+    bias = load_by_channel(bias_ptr + group_channel, channel, channels, HAS_BIAS, CHANNELS)
+    weights = load_weights(weight_ptr + group_channel * BLOCK_R, channel, lane, channels, BLOCK_R, CHANNELS)
 
-    h = zero_states(BLOCK_N)
-    dt_sum = tl.zeros([LANES], tl.float32)
+    h = zeros(CHANNELS * PIECES, STATES // PIECES)
+    dt_sums = zeros(CHANNELS, 1)
     start = segment * segment_steps
     end = tl.minimum(start + segment_steps, length)
     step_blocks = tl.cdiv(end - start, STEPS)
+    path = find_path(group, length, map_height, map_width, MAP)
+    if ADJOINT:
+        place = walk(path, find_step(path, start + (step_blocks - 1) * STEPS, MAP), STEPS, MAP)[1]
+    else:
+        place = find_step(path, start, MAP)
     for step_block in range(step_blocks):
-        first = start + (step_blocks - 1 - step_block if ADJOINT else step_block) * STEPS
-        positions = read_positions(first, group, length, map_height, map_width, MAP, WIDE, STEPS)
-        xs = load_rows(x_ptr, positions, x_step, STEPS)
-        deltas = load_rows(delta_ptr, positions, delta_step, STEPS)
+        if ADJOINT:
+            first = start + (step_blocks - 1 - step_block) * STEPS
+            positions, place = walk_back(path, place, STEPS, MAP)
+        else:
+            first = start + step_block * STEPS
+            positions, place = walk(path, place, STEPS, MAP)
+        positions = keep_inside(positions, first, start, end, STEPS, WIDE)
+        served, alive, xs, deltas = read_block(
+            x_ptr, x_step, delta_ptr, delta_step, positions, first, start, end, lane, channel, channels,
+            RANK, BLOCK_R, STEPS, CHANNELS, SPLIT,
+        )  # fmt: skip
+        dts = step_sizes(deltas, weights, bias, alive, SOFTPLUS, BLOCK_R, SERVED, CHANNELS)[1]
+        if not ADJOINT:
+            xs = multiply(dts, xs, SERVED * CHANNELS)
+        dt_sums = add_steps(dt_sums, dts, SERVED, CHANNELS)
         for i in tl.static_range(STEPS - 1 if ADJOINT else 0, -1 if ADJOINT else STEPS, -1 if ADJOINT else 1):
-            matrix = load_matrix(matrix_ptr + positions[i] * matrix_width, first_state, N, BLOCK_N, SPLIT)
-            alive = lane * 0 + first + i < length
-            dt = step_size(deltas[i] + bias, alive, SOFTPLUS)
-            dt_sum += dt
+            matrix = load_matrix_row(matrix_ptr + positions[i] * matrix_step, lane, N, BLOCK_N, SPLIT)
+            dt = share(dts, i, lane, STEPS, CHANNELS, SPLIT)
+            x = share(xs, i, lane, STEPS, CHANNELS, SPLIT)
             if ADJOINT:
-                h = retreat(h, dt, tl.where(alive, xs[i], 0.0), matrix, A2, lane, BLOCK_N, SPLIT)
+                h = retreat(h, dt, x, matrix, A2, PIECES, CHANNELS)
             else:
-                h, _ = advance(h, dt, dt * xs[i], matrix, A2, lane, BLOCK_N, SPLIT)
+                h = advance(h, dt, x, matrix, A2, PIECES, CHANNELS)[0]
     row = (batch * segments + segment) * groups + group
-    store_states(ends_ptr + row * N * channels, h, 1, channels, block, lane, channels, N, BLOCK_N, SPLIT)
-    tl.store(dt_sums_ptr + row * channels + d, dt_sum, mask=d < channels)
+    store_states(
+        ends_ptr + row * N * channels, h, N, channel, lane, channels, N, BLOCK_N, CHANNELS, SPLIT
+    )  # fmt: skip
+    store_by_channel(dt_sums_ptr + row * channels, dt_sums, channel, lane, channels, STEPS, CHANNELS, SPLIT)
 
 
 @triton.jit
-def retreat(carry, dt, dy, C, A2, lane, BLOCK_N: tl.constexpr, SPLIT: tl.constexpr):
+def retreat(carry, dt, dy, C, A2, PIECES: tl.constexpr, CHANNELS: tl.constexpr):
     """Return the gradient that one step passes to the state before it, (carry + dy C) exp2(dt A2)."""
-    STATES: tl.constexpr = BLOCK_N // SPLIT
-    dts = spread(dt, lane, SPLIT)
-    dys = spread(dy, lane, SPLIT)
     before = ()
-    for c in tl.static_range(SPLIT):
-        for s in tl.static_range(STATES):
-            before = before + ((carry[c * STATES + s] + dys[c] * C[s]) * tl.exp2(dts[c] * A2[c * STATES + s]),)
+    for c in tl.static_range(CHANNELS):
+        for p in tl.static_range(PIECES):
+            grad_h = carry[c * PIECES + p] + dy[c] * C[p]
+            before = before + (grad_h * tl.exp2(dt[c] * A2[c * PIECES + p]),)
     return before

@@ -1,21 +1,23 @@
 """Host side of the Triton kernels: layouts, plans, launches, and the sums over shares."""
 
-import contextlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import triton
 from torch import Tensor
+from torch.nn import functional as F
 
-from mambaseg.kernels.backend import ScanBackendError
+from mambaseg.kernels.launch import inner_contiguous, on_device, refuse_float64
+from mambaseg.kernels.selective_scan.inputs import ScanInputs
 from mambaseg.kernels.selective_scan.triton_backward import selective_scan_bwd_kernel
 from mambaseg.kernels.selective_scan.triton_forward import segment_ends_kernel, selective_scan_fwd_kernel
 
 WARP = 32
-WANTED_PROGRAMS = 1500
-"""Programs of one warp that hide each other's latency: some eleven on each multiprocessor of an H100 or H200."""
+TILE_STATES = 8
+"""States of one lane: enough to keep the arithmetic units busy between exchanges, few enough to stay in registers."""
+WANTED_PROGRAMS = 1000
+"""Programs of one warp that hide each other's latency: some eight on each multiprocessor of an H100 or H200."""
 
 
 @dataclass(frozen=True)
@@ -23,17 +25,17 @@ class Plan:
     """How one launch divides the work.
 
     Attributes:
-        split: Lanes that share a channel's states.
-        steps: Steps whose loads are issued together, and whose states a backward pass keeps in registers.
+        split: Lanes that share a channel's states, a power of two up to 32.
+        channels: Channels of a lane, a power of two.
+        steps: Steps of a block, whose loads are issued together, and whose states a backward pass keeps in registers.
         segments: Parts of time that run at once.
-        keep_decays: Whether a backward pass keeps the decays of its steps in registers too.
         registers: Registers a lane may use; fewer let more programs share a multiprocessor. None: as many as help.
     """
 
     split: int
+    channels: int
     steps: int
     segments: int
-    keep_decays: bool = True
     registers: int | None = None
 
 
@@ -49,30 +51,60 @@ def choose_plan(rows: int, length: int, channels: int, d_state: int, chunk: int,
         backward: Whether the backward pass asks.
     """
     states = triton.next_power_of_2(d_state)
-    split = min(2, states)
-    steps = max(1, (64 if backward else 128) // states)
-    steps = min(steps, 4 if backward else 8, chunk)
-    programs = rows * _ceil_div(channels, WARP)
+    by_lane = min(2, triton.next_power_of_2(channels))
+    split = min(WARP, max(1, by_lane * states // TILE_STATES))
+    steps = min(4 if backward else 8, chunk)
+    programs = rows * _ceil_div(channels, WARP // split * by_lane)
     segments = 1
     while programs * segments * 2 <= WANTED_PROGRAMS and length >= 64 * segments * 2:
         segments *= 2
-    return Plan(split, steps, segments)
+    return Plan(split, by_lane, steps, segments)
 
 
 @dataclass(frozen=True)
 class _Scan:
-    """What the launches of one scan share: the sizes, the plan and the compile-time choices."""
+    """What the launches of one scan share: its inputs as the kernels read them, the plan and compile-time choices."""
 
+    inputs: ScanInputs
+    rank: int
     plan: Plan
-    batch: int
-    length: int
-    groups: int
-    channels: int
-    d_state: int
-    map_height: int
     chunk: int
-    softplus: bool
     wide: bool
+
+    @classmethod
+    def prepare(cls, inputs: ScanInputs, chunk: int, backward: bool, *outputs: Tensor) -> "_Scan":
+        refuse_float64("selective_scan", inputs.u, inputs.delta, inputs.A, inputs.B, inputs.C)
+        batch, length, groups, channels = inputs.u.shape
+        plan = choose_plan(batch * groups, length, channels, inputs.d_state, chunk, backward)
+        rank = inputs.rank
+        inputs = replace(
+            inputs,
+            u=inner_contiguous(inputs.u),
+            delta=inner_contiguous(inputs.delta),
+            A=inputs.A.contiguous(),
+            B=inner_contiguous(inputs.B),
+            C=inner_contiguous(inputs.C),
+            D=None if inputs.D is None else inputs.D.contiguous(),
+            delta_bias=None if inputs.delta_bias is None else inputs.delta_bias.contiguous(),
+            dt_weight=None if inputs.dt_weight is None else _pad_rank(inputs.dt_weight),
+        )
+        return cls(inputs, rank, plan, chunk, _is_wide(inputs.u, inputs.delta, inputs.B, inputs.C, *outputs))
+
+    @property
+    def batch(self) -> int:
+        return self.inputs.u.shape[0]
+
+    @property
+    def length(self) -> int:
+        return self.inputs.u.shape[1]
+
+    @property
+    def groups(self) -> int:
+        return self.inputs.u.shape[2]
+
+    @property
+    def channels(self) -> int:
+        return self.inputs.u.shape[3]
 
     @property
     def segment_steps(self) -> int:
@@ -84,116 +116,102 @@ class _Scan:
 
     @property
     def blocks(self) -> int:
-        return _ceil_div(self.channels, WARP)
+        return _ceil_div(self.channels, WARP // self.plan.split * self.plan.channels)
 
     @property
     def programs(self) -> int:
         return self.batch * self.groups * self.segments * self.blocks
 
+    @property
+    def lane_states(self) -> int:
+        """States that one lane holds."""
+        return triton.next_power_of_2(self.inputs.d_state) // self.plan.split * self.plan.channels
+
+    def empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(*shape, dtype=dtype, device=self.inputs.u.device)
+
+    def optional(self, tensor: Tensor | None) -> Tensor:
+        """Return a tensor, or where it is absent any other, whose address a kernel takes but does not read."""
+        return self.inputs.u if tensor is None else tensor
+
     def sizes(self) -> tuple[int, ...]:
         """Return the arguments that follow the strides of every kernel."""
-        map_width = self.length // self.map_height if self.map_height else 0
+        map_height = self.inputs.map_height
+        map_width = self.length // map_height if map_height else 0
         return (
-            self.length,
-            self.groups,
-            self.channels,
-            self.segments,
-            self.segment_steps,
-            self.map_height,
-            map_width,
-        )
+            self.length, self.groups, self.channels, self.segments, self.segment_steps, map_height, map_width,
+        )  # fmt: skip
 
     def constants(self) -> dict[str, Any]:
         """Return the compile-time arguments that every kernel takes."""
         return {
-            "N": self.d_state,
-            "BLOCK_N": triton.next_power_of_2(self.d_state),
+            "N": self.inputs.d_state,
+            "BLOCK_N": triton.next_power_of_2(self.inputs.d_state),
+            "RANK": self.rank,
+            "BLOCK_R": self.inputs.rank,
             "SPLIT": self.plan.split,
+            "CHANNELS": self.plan.channels,
             "STEPS": self.plan.steps,
-            "MAP": self.map_height > 0,
-            "SOFTPLUS": self.softplus,
+            "MAP": self.inputs.map_height > 0,
+            "HAS_BIAS": self.inputs.delta_bias is not None,
+            "SOFTPLUS": self.inputs.delta_softplus,
             "WIDE": self.wide,
             "num_warps": 1,
             "maxnreg": self.plan.registers,
         }
 
-    def segment_ends(
-        self, x: Tensor, delta: Tensor, A: Tensor, matrix: Tensor, bias: Tensor | None, adjoint: bool
-    ) -> tuple[Tensor, Tensor]:
+    def segment_ends(self, x: Tensor, matrix: Tensor, adjoint: bool) -> tuple[Tensor, Tensor]:
         """Run the pass over segments that start from nothing; two unused tensors when there is one segment."""
         if self.segments == 1:
-            return x, x
-        ends = torch.empty(
-            self.batch, self.segments, self.groups, self.d_state, self.channels, dtype=torch.float32, device=x.device
-        )
-        dt_sums = torch.empty(
-            self.batch, self.segments, self.groups, self.channels, dtype=torch.float32, device=x.device
-        )
+            return self.inputs.A, self.inputs.A
+        inputs = self.inputs
+        ends = self.empty(self.batch, self.segments, self.groups, self.channels, inputs.d_state)
+        dt_sums = self.empty(self.batch, self.segments, self.groups, self.channels)
         segment_ends_kernel[(self.programs,)](
             x,
-            delta,
-            A,
+            inputs.delta,
+            self.optional(inputs.dt_weight),
+            inputs.A,
             matrix,
-            x if bias is None else bias,
+            self.optional(inputs.delta_bias),
             ends,
             dt_sums,
-            *_strides(x, delta),
+            *_strides(x, inputs.delta, matrix),
             *self.sizes(),
-            HAS_BIAS=bias is not None,
             ADJOINT=adjoint,
             **self.constants(),
         )
         return ends, dt_sums
 
 
-def forward(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    map_height: int,
-    chunk: int,
-    save_states: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def forward(inputs: ScanInputs, chunk: int, save_states: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Scan; arguments and results of ``chunked.forward``."""
-    _refuse_float64(u, delta, A, B, C)
-    batch, length, groups, channels = u.shape
-    d_state = A.shape[-1]
-    chunks = _ceil_div(length, chunk) if save_states else 0
-    out = torch.empty(batch, length, groups, channels, dtype=u.dtype, device=u.device)
-    last_state = torch.empty(batch, groups, channels, d_state, dtype=torch.float32, device=u.device)
-    states = torch.empty(batch, chunks, groups, d_state, channels, dtype=torch.float32, device=u.device)
-    u, delta = _inner_contiguous(u), _inner_contiguous(delta)
-    A, B, C = A.contiguous(), B.contiguous(), C.contiguous()
-    bias = None if delta_bias is None else delta_bias.contiguous()
-    plan = choose_plan(batch * groups, length, channels, d_state, chunk, backward=False)
-    scan = _Scan(
-        plan, batch, length, groups, channels, d_state, map_height, chunk, delta_softplus, _is_wide(out, u, delta)
-    )
-    with _on_device(u.device):
-        ends, dt_sums = scan.segment_ends(u, delta, A, B, bias, adjoint=False)
+    out = torch.empty(inputs.u.shape, dtype=inputs.u.dtype, device=inputs.u.device)
+    scan = _Scan.prepare(inputs, chunk, False, out)
+    inputs = scan.inputs
+    chunks = _ceil_div(scan.length, chunk) if save_states else 0
+    last_state = scan.empty(scan.batch, scan.groups, scan.channels, inputs.d_state)
+    states = scan.empty(scan.batch, chunks, scan.groups, scan.channels, inputs.d_state)
+    with on_device(out.device):
+        ends, dt_sums = scan.segment_ends(inputs.u, inputs.B, adjoint=False)
         selective_scan_fwd_kernel[(scan.programs,)](
-            u,
-            delta,
-            A,
-            B,
-            C,
-            u if D is None else D.contiguous(),
-            u if bias is None else bias,
+            inputs.u,
+            inputs.delta,
+            scan.optional(inputs.dt_weight),
+            inputs.A,
+            inputs.B,
+            inputs.C,
+            scan.optional(inputs.D),
+            scan.optional(inputs.delta_bias),
             ends,
             dt_sums,
             out,
             last_state,
             states,
-            *_strides(u, delta),
+            *_strides(inputs.u, inputs.delta, inputs.B, inputs.C),
             *scan.sizes(),
-            HAS_D=D is not None,
-            HAS_BIAS=bias is not None,
-            SAVE_STATES=save_states,
+            int(save_states),
+            HAS_D=inputs.D is not None,
             CHUNK=chunk,
             **scan.constants(),
         )
@@ -201,61 +219,33 @@ def forward(
 
 
 def backward(
-    grad_out: Tensor,
-    grad_last_state: Tensor | None,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    states: Tensor,
-    delta_softplus: bool,
-    map_height: int,
-    chunk: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    grad_out: Tensor, grad_last_state: Tensor | None, inputs: ScanInputs, states: Tensor, chunk: int
+) -> tuple[Tensor, ...]:
     """Differentiate ``forward``; arguments and results of ``chunked.backward``."""
-    batch, length, groups, channels = u.shape
-    d_state = A.shape[-1]
-    grad_out, u, delta = (_inner_contiguous(tensor) for tensor in (grad_out, u, delta))
-    A, B, C = A.contiguous(), B.contiguous(), C.contiguous()
-    bias = None if delta_bias is None else delta_bias.contiguous()
-    plan = choose_plan(batch * groups, length, channels, d_state, chunk, backward=True)
-
-    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.empty(*shape, dtype=dtype, device=u.device)
-
-    grad_u = empty(*u.shape, dtype=u.dtype)
-    grad_delta = empty(*delta.shape, dtype=delta.dtype)
-    scan = _Scan(
-        plan,
-        batch,
-        length,
-        groups,
-        channels,
-        d_state,
-        map_height,
-        chunk,
-        delta_softplus,
-        _is_wide(grad_u, grad_out, u, delta),
-    )
-    grad_A = empty(batch, scan.segments, groups, d_state, channels)
-    grad_matrices = empty(scan.blocks, batch, length, groups, 2, d_state)
-    grad_D, grad_bias = (empty(batch, scan.segments, groups, channels) for _ in range(2))
-    scratch = empty(scan.programs if chunk > plan.steps else 0, chunk // plan.steps, WARP * scan.constants()["BLOCK_N"])
-    with _on_device(u.device):
-        ends, dt_sums = scan.segment_ends(grad_out, delta, A, C, bias, adjoint=True)
+    grad_out = inner_contiguous(grad_out)
+    grad_u = torch.empty(inputs.u.shape, dtype=inputs.u.dtype, device=inputs.u.device)
+    scan = _Scan.prepare(inputs, chunk, True, grad_out, grad_u)
+    inputs, plan = scan.inputs, scan.plan
+    d_state, rank = inputs.d_state, scan.rank
+    grad_delta = grad_u if rank else scan.empty(*inputs.delta.shape, dtype=inputs.delta.dtype)
+    grad_A = scan.empty(scan.batch, scan.segments, scan.groups, scan.channels, d_state)
+    grad_rows = scan.empty(scan.blocks, scan.batch, scan.length, scan.groups, 2 * d_state + rank)
+    grad_D, grad_bias = (scan.empty(scan.batch, scan.segments, scan.groups, scan.channels) for _ in range(2))
+    grad_weight = scan.empty(scan.batch, scan.segments, scan.groups, scan.channels, inputs.rank)
+    scratch = scan.empty(scan.programs if chunk > plan.steps else 0, chunk // plan.steps, scan.lane_states * WARP)
+    with on_device(grad_u.device):
+        ends, dt_sums = scan.segment_ends(grad_out, inputs.C, adjoint=True)
         selective_scan_bwd_kernel[(scan.programs,)](
             grad_out,
-            u if grad_last_state is None else grad_last_state.float().contiguous(),
-            u,
-            delta,
-            A,
-            B,
-            C,
-            u if D is None else D.contiguous(),
-            u if bias is None else bias,
+            scan.optional(None if grad_last_state is None else grad_last_state.float().contiguous()),
+            inputs.u,
+            inputs.delta,
+            scan.optional(inputs.dt_weight),
+            inputs.A,
+            inputs.B,
+            inputs.C,
+            scan.optional(inputs.D),
+            scan.optional(inputs.delta_bias),
             states,
             ends,
             dt_sums,
@@ -263,29 +253,40 @@ def backward(
             grad_u,
             grad_delta,
             grad_A,
-            grad_matrices,
+            grad_rows,
             grad_D,
             grad_bias,
-            *_strides(grad_out, u, delta),
-            batch,
+            grad_weight,
+            *_strides(grad_out, inputs.u, inputs.delta, inputs.B, inputs.C),
+            scan.batch,
             *scan.sizes(),
-            HAS_D=D is not None,
-            HAS_BIAS=bias is not None,
+            HAS_D=inputs.D is not None,
             HAS_GRAD_LAST=grad_last_state is not None,
-            KEEP_DECAYS=plan.keep_decays,
             CHUNK=chunk,
             **scan.constants(),
         )
-    grad_B, grad_C = (grad_matrices[..., matrix, :].sum(0) for matrix in range(2))
+    grad_B, grad_C, grad_coefficients = grad_rows.sum(0).split([d_state, d_state, rank], dim=-1)
     return (
         grad_u,
-        grad_delta,
-        grad_A.sum((0, 1)).transpose(-1, -2).to(A.dtype).contiguous(),
-        grad_B.to(B.dtype),
-        grad_C.to(C.dtype),
+        _copy(grad_coefficients, inputs.delta.dtype) if rank else grad_delta,
+        grad_A.sum((0, 1)).to(inputs.A.dtype),
+        _copy(grad_B, inputs.B.dtype),
+        _copy(grad_C, inputs.C.dtype),
         grad_D.sum((0, 1)),
         grad_bias.sum((0, 1)),
+        grad_weight.sum((0, 1))[..., :rank].contiguous() if rank else grad_weight.new_empty(0),
     )
+
+
+def _pad_rank(weight: Tensor) -> Tensor:
+    """Fill up (G, D, R) with zeros to a power of two, which the kernels unroll over."""
+    rank = weight.shape[-1]
+    return F.pad(weight, (0, triton.next_power_of_2(rank) - rank)).contiguous()
+
+
+def _copy(part: Tensor, dtype: torch.dtype) -> Tensor:
+    """Copy a view into memory of its own, as an operator's results must have."""
+    return torch.empty(part.shape, dtype=dtype, device=part.device).copy_(part)
 
 
 def _ceil_div(total: int, part: int) -> int:
@@ -300,26 +301,3 @@ def _strides(*tensors: Tensor) -> tuple[int, ...]:
 def _is_wide(*tensors: Tensor) -> bool:
     """Tell whether a row of the batch spans more elements than 32 bits count."""
     return any(tensor.shape[1] * abs(tensor.stride(1)) >= 2**31 for tensor in tensors)
-
-
-def _inner_contiguous(tensor: Tensor) -> Tensor:
-    """Return the tensor itself when its last axis has stride 1, else a copy: the kernels read whole rows."""
-    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
-
-
-def _refuse_float64(*tensors: Tensor) -> None:
-    if any(tensor.dtype == torch.float64 for tensor in tensors):
-        raise ScanBackendError(
-            "the Triton scan accumulates in float32 and takes no float64: cast the inputs, move them to the CPU, "
-            "or set MAMBASEG_SCAN_BACKEND=cpu"
-        )
-
-
-@contextlib.contextmanager
-def _on_device(device: torch.device) -> Iterator[None]:
-    """Make a tensor's GPU current: Triton launches on the current one, whichever tensors it is given."""
-    if device.type != "cuda":
-        yield
-        return
-    with torch.cuda.device(device):
-        yield

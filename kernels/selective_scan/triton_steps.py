@@ -7,118 +7,231 @@
 import triton
 import triton.language as tl
 
-from mambaseg.kernels.selective_scan.triton_lanes import load_states, spread
+from mambaseg.kernels.selective_scan.triton_tile import (
+    LANES,
+    WIDEST,
+    for_served_steps,
+    load_by_channel,
+    load_served,
+    load_served_channels,
+    load_states,
+    step_group,
+)
+from mambaseg.kernels.triton_math import LOG2_E, softplus
 
-LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
-def softplus(x):
-    """Return log(1 + exp(x)) with full relative accuracy where the result is small, as a plain log would not."""
-    y = tl.exp2(-tl.abs(x) * LOG2_E)
-    # log(1 + y) = 2 atanh(s), whose series in s <= 1/3 ends below float32's resolution.
-    s = y / (2.0 + y)
-    q = s * s
-    series = 1.0 / 11.0 + q * (1.0 / 13.0)
-    series = 1.0 / 7.0 + q * (1.0 / 9.0 + q * series)
-    series = 1.0 + q * (1.0 / 3.0 + q * (1.0 / 5.0 + q * series))
-    return tl.maximum(x, 0.0) + 2.0 * s * series
-
-
-@triton.jit
-def step_size(raw, alive, SOFTPLUS: tl.constexpr):
-    """Turn a biased ``delta`` into dt; a step past the end gets 0, which leaves the states as they are."""
-    dt = softplus(raw) if SOFTPLUS else raw
-    return tl.where(alive, dt, 0.0)
-
-
-@triton.jit
-def read_positions(first, group, length, map_height, map_width, MAP: tl.constexpr, WIDE: tl.constexpr,
-                   STEPS: tl.constexpr):  # fmt: skip
-    """Return the positions that ``STEPS`` steps from ``first`` read; 0 for steps past the end.
+def find_path(group, length, map_height, map_width, MAP: tl.constexpr):
+    """Describe the order in which a group reads positions, for ``find_step`` and the walks.
 
     Without a map, step t reads position t. With one, groups 0 to 3 read rows, columns, and both reversed: along a line
-    positions advance by a constant, and from line to line by another. ``WIDE`` asks for 64 bits.
+    positions advance by a constant, and from line to line by another.
     """
-    positions = ()
     if MAP:
         sign = tl.where(group >= 2, -1, 1)
         by_column = group % 2 == 1
-        step = tl.where(group >= 2, length - 1 - first, first)
         line = tl.where(by_column, map_height, length)
-        within = step % line
-        position = tl.where(by_column, within * map_width + step // line, step)
         stride = sign * tl.where(by_column, map_width, 1)
         to_next_line = sign * (1 - (map_height - 1) * map_width)
         line_start = tl.where(group >= 2, line - 1, 0)
-        line_end = line - 1 - line_start
-        for i in tl.static_range(STEPS):
-            alive_position = tl.where(first + i < length, position, 0)
-            positions = positions + (alive_position.to(tl.int64) if WIDE else alive_position,)
-            at_end = within == line_end
+        path = (sign, by_column, line, stride, to_next_line, line_start, map_width, length)
+    else:
+        path = (length,)
+    return path
+
+
+@triton.jit
+def find_step(path, step, MAP: tl.constexpr):
+    """Return the place of a step: its position, and its index within its line."""
+    if MAP:
+        sign, by_column, line, stride, to_next_line, line_start, map_width, length = path
+        pixel = tl.where(sign < 0, length - 1 - step, step)
+        within = pixel % line
+        place = (tl.where(by_column, within * map_width + pixel // line, pixel), within)
+    else:
+        place = (step, step * 0)
+    return place
+
+
+@triton.jit
+def walk(path, place, STEPS: tl.constexpr, MAP: tl.constexpr):
+    """Return the positions of ``STEPS`` steps from a place on, and the place after them."""
+    position, within = place
+    positions = ()
+    for i in tl.static_range(STEPS):
+        positions = positions + (position,)
+        if MAP:
+            sign, by_column, line, stride, to_next_line, line_start, map_width, length = path
+            at_end = within == line - 1 - line_start
             position += tl.where(at_end, to_next_line, stride)
             within = tl.where(at_end, line_start, within + sign)
-    else:
-        for i in tl.static_range(STEPS):
-            position = tl.where(first + i < length, first + i, 0)
-            positions = positions + (position.to(tl.int64) if WIDE else position,)
-    return positions
+        else:
+            position += 1
+    return positions, (position, within)
 
 
 @triton.jit
-def load_rows(pointer, positions, stride, STEPS: tl.constexpr):
-    """Load a value a lane at each of ``STEPS`` positions, in float32."""
-    rows = ()
+def walk_back(path, place, STEPS: tl.constexpr, MAP: tl.constexpr):
+    """Return the positions of the ``STEPS`` steps before a place, in scan order, and the place of the first."""
+    position, within = place
+    positions = ()
     for i in tl.static_range(STEPS):
-        rows = rows + (tl.load(pointer + positions[i] * stride).to(tl.float32),)
-    return rows
+        if MAP:
+            sign, by_column, line, stride, to_next_line, line_start, map_width, length = path
+            at_start = within == line_start
+            position -= tl.where(at_start, to_next_line, stride)
+            within = tl.where(at_start, line - 1 - line_start, within - sign)
+        else:
+            position -= 1
+        positions = (position,) + positions
+    return positions, (position, within)
 
 
 @triton.jit
-def advance(h, dt, x, B, A2, lane, BLOCK_N: tl.constexpr, SPLIT: tl.constexpr):
+def keep_inside(positions, first, start, end, STEPS: tl.constexpr, WIDE: tl.constexpr):
+    """Send steps outside [start, end) to position 0, which is safe to read; ``WIDE`` asks for 64 bits."""
+    safe = ()
+    for i in tl.static_range(STEPS):
+        position = tl.where((first + i >= start) & (first + i < end), positions[i], 0)
+        safe = safe + (position.to(tl.int64) if WIDE else position,)
+    return safe
+
+
+@triton.jit
+def served_alive(first, start, end, lane, STEPS: tl.constexpr, SPLIT: tl.constexpr):
+    """Tell for each step a lane serves whether it lies in [start, end)."""
+    SERVED: tl.constexpr = STEPS // (STEPS if STEPS < SPLIT else SPLIT)
+    step = first + step_group(lane, STEPS, SPLIT) * SERVED
+    alive = ()
+    for q in tl.static_range(SERVED):
+        alive = alive + ((step + q >= start) & (step + q < end),)
+    return alive
+
+
+@triton.jit
+def load_weights(pointer, channel, lane, channels, BLOCK_R: tl.constexpr, CHANNELS: tl.constexpr):
+    """Load rows (D, BLOCK_R) of the weights that map coefficients to step sizes: pieces (W, 32), channel by channel."""
+    # Like a tile of states that no lanes share.
+    return load_states(pointer, BLOCK_R, channel, lane * 0, channels, BLOCK_R, BLOCK_R, CHANNELS, 1) if BLOCK_R else ()
+
+
+@triton.jit
+def load_deltas(pointer, positions, alive, stride, channel, channels, RANK: tl.constexpr, BLOCK_R: tl.constexpr,
+                SERVED: tl.constexpr, CHANNELS: tl.constexpr):  # fmt: skip
+    """Load what step sizes are made of: a served tile of ``delta``, or pieces (W, 32) of coefficients, piece by piece."""
+    if BLOCK_R:
+        WIDTH: tl.constexpr = BLOCK_R if BLOCK_R < WIDEST else WIDEST
+        values = ()
+        for part in tl.static_range(BLOCK_R // WIDTH):
+            column = tl.zeros([1, LANES], tl.int32) + (tl.arange(0, WIDTH) + part * WIDTH)[:, None]
+            values = values + load_served(pointer, positions, alive, stride, column, RANK, SERVED)
+    else:
+        values = load_served_channels(pointer, positions, alive, stride, channel, channels, SERVED, CHANNELS)
+    return values
+
+
+@triton.jit
+def read_block(u_ptr, u_step, delta_ptr, delta_step, positions, first, start, end, lane, channel, channels,
+               RANK: tl.constexpr, BLOCK_R: tl.constexpr, STEPS: tl.constexpr, CHANNELS: tl.constexpr,
+               SPLIT: tl.constexpr):  # fmt: skip
+    """Return the positions of the steps a lane serves, whether they lie in [start, end), and their u and deltas."""
+    SERVED: tl.constexpr = STEPS // (STEPS if STEPS < SPLIT else SPLIT)
+    served = for_served_steps(positions, lane, STEPS, SPLIT)
+    alive = served_alive(first, start, end, lane, STEPS, SPLIT)
+    us = load_served_channels(u_ptr, served, alive, u_step, channel, channels, SERVED, CHANNELS)
+    deltas = load_deltas(
+        delta_ptr, served, alive, delta_step, channel, channels, RANK, BLOCK_R, SERVED, CHANNELS
+    )  # fmt: skip
+    return served, alive, us, deltas
+
+
+@triton.jit
+def step_sizes(deltas, weights, bias, alive, SOFTPLUS: tl.constexpr, BLOCK_R: tl.constexpr, SERVED: tl.constexpr,
+               CHANNELS: tl.constexpr):  # fmt: skip
+    """Return biased deltas and dt of the served steps, a served tile each."""
+    PARTS: tl.constexpr = BLOCK_R // WIDEST if BLOCK_R > WIDEST else 1
+    raws = ()
+    dts = ()
+    for q in tl.static_range(SERVED):
+        for c in tl.static_range(CHANNELS):
+            raw = bias[c]
+            if BLOCK_R:
+                for part in tl.static_range(PARTS):
+                    raw += tl.sum(weights[c * PARTS + part] * deltas[part * SERVED + q], 0, keep_dims=True)
+            else:
+                raw += deltas[q * CHANNELS + c]
+            dt = softplus(raw) if SOFTPLUS else raw
+            raws = raws + (raw,)
+            # A step past the end gets 0, which leaves the states as they are.
+            dts = dts + (tl.where(alive[q][None, :], dt, 0.0),)
+    return raws, dts
+
+
+@triton.jit
+def multiply(values, others, COUNT: tl.constexpr):
+    """Return the products of two tuples."""
+    products = ()
+    for i in tl.static_range(COUNT):
+        products = products + (values[i] * others[i],)
+    return products
+
+
+@triton.jit
+def add_steps(totals, values, SERVED: tl.constexpr, CHANNELS: tl.constexpr):
+    """Add a served tile to one total a channel."""
+    sums = ()
+    for c in tl.static_range(CHANNELS):
+        total = totals[c]
+        for q in tl.static_range(SERVED):
+            total += values[q * CHANNELS + c]
+        sums = sums + (total,)
+    return sums
+
+
+@triton.jit
+def advance(h, dt, x, B, A2, PIECES: tl.constexpr, CHANNELS: tl.constexpr):
     """Return the states after one step, h exp2(dt A2) + x B, and the decays."""
-    STATES: tl.constexpr = BLOCK_N // SPLIT
-    dts = spread(dt, lane, SPLIT)
-    xs = spread(x, lane, SPLIT)
     after = ()
     decays = ()
-    for c in tl.static_range(SPLIT):
-        for s in tl.static_range(STATES):
-            decay = tl.exp2(dts[c] * A2[c * STATES + s])
-            after = after + (decay * h[c * STATES + s] + xs[c] * B[s],)
+    for c in tl.static_range(CHANNELS):
+        for p in tl.static_range(PIECES):
+            decay = tl.exp2(dt[c] * A2[c * PIECES + p])
+            after = after + (decay * h[c * PIECES + p] + x[c] * B[p],)
             decays = decays + (decay,)
     return after, decays
 
 
 @triton.jit
-def load_decay_rates(A_ptr, group, block, lane, channels, N: tl.constexpr, BLOCK_N: tl.constexpr, SPLIT: tl.constexpr):
-    """Load the block's part of A (G, D, N), times log2(e): exp(dt A) = exp2(dt A2)."""
-    row = group.to(tl.int64) * channels * N
-    rates = load_states(A_ptr + row, N, 1, block, lane, channels, N, BLOCK_N, SPLIT)
+def load_decay_rates(A_ptr, channel, lane, channels, N: tl.constexpr, BLOCK_N: tl.constexpr, CHANNELS: tl.constexpr,
+                     SPLIT: tl.constexpr):  # fmt: skip
+    """Load the block's part of A (D, N), times log2(e): exp(dt A) = exp2(dt A2)."""
+    STATES: tl.constexpr = BLOCK_N // SPLIT
+    rates = load_states(A_ptr, N, channel, lane, channels, N, BLOCK_N, CHANNELS, SPLIT)
     scaled = ()
-    for i in tl.static_range(BLOCK_N):
+    for i in tl.static_range(CHANNELS * (STATES // WIDEST if STATES > WIDEST else 1)):
         scaled = scaled + (rates[i] * LOG2_E,)
     return scaled
 
 
 @triton.jit
-def join_segments(h, ends_ptr, dt_sums_ptr, row, row_stride, count, A2, block, lane, channels, N: tl.constexpr,
-                  BLOCK_N: tl.constexpr, SPLIT: tl.constexpr):  # fmt: skip
+def join_segments(h, ends_ptr, dt_sums_ptr, row, row_stride, count, A2, channel, lane, channels, N: tl.constexpr,
+                  BLOCK_N: tl.constexpr, CHANNELS: tl.constexpr, SPLIT: tl.constexpr):  # fmt: skip
     """Carry a state through ``count`` segments, from ``row`` on: h exp2(A2 sum dt) + what the segment gives from zero.
 
-    Rows of ``ends`` are (N, D), those of ``dt_sums`` (D,); from one segment to the next they advance by ``row_stride``.
+    Rows of ``ends`` are (D, N), those of ``dt_sums`` (D,); from one segment to the next they advance by ``row_stride``.
     """
     STATES: tl.constexpr = BLOCK_N // SPLIT
-    d = block * 32 + lane
+    PIECES: tl.constexpr = STATES // WIDEST if STATES > WIDEST else 1
     for _ in range(count):
-        ends = load_states(ends_ptr + row * N * channels, 1, channels, block, lane, channels, N, BLOCK_N, SPLIT)
-        dt_sum = tl.load(dt_sums_ptr + row * channels + d, mask=d < channels, other=0.0)
-        dt_sums = spread(dt_sum, lane, SPLIT)
+        ends = load_states(ends_ptr + row * N * channels, N, channel, lane, channels, N, BLOCK_N, CHANNELS, SPLIT)
+        dt_sums = load_by_channel(dt_sums_ptr + row * channels, channel, channels, True, CHANNELS)
         after = ()
-        for c in tl.static_range(SPLIT):
-            for s in tl.static_range(STATES):
-                after = after + (tl.exp2(dt_sums[c] * A2[c * STATES + s]) * h[c * STATES + s] + ends[c * STATES + s],)
+        for c in tl.static_range(CHANNELS):
+            for p in tl.static_range(PIECES):
+                grown = tl.exp2(dt_sums[c] * A2[c * PIECES + p]) * h[c * PIECES + p]
+                after = after + (grown + ends[c * PIECES + p],)
         h = after
         row += row_stride
     return h

@@ -7,6 +7,8 @@ from torch.nn import functional as F
 from mambaseg.kernels.cross_scan import DIRECTIONS
 from mambaseg.kernels.selective_scan import grouped_scan
 
+ALIGNMENT = 16
+
 
 def ss2d(
     x: Tensor,
@@ -40,17 +42,17 @@ def ss2d(
     channels, height, width = x.shape[1:]
     rank, d_state = dt_projs_weight.shape[-1], A_logs.shape[-1]
     pixels = x.flatten(2).transpose(1, 2).contiguous()
-    projected = torch.unflatten(F.linear(pixels, x_proj_weight.flatten(0, 1).to(x.dtype)), -1, (DIRECTIONS, -1))
-    low_rank, B, C = torch.split(projected, [rank, d_state, d_state], dim=-1)
+    low_rank, B, C = _project(pixels, x_proj_weight.to(x.dtype), rank, d_state)
     decay_rates = -torch.exp(_at_least_float32(A_logs))
     out, _ = grouped_scan(
         pixels.unsqueeze(2).expand(-1, -1, DIRECTIONS, -1),
-        _project_up(low_rank, dt_projs_weight.to(x.dtype)),
+        low_rank,
         torch.unflatten(decay_rates, 0, (DIRECTIONS, channels)),
         B,
         C,
         torch.unflatten(_at_least_float32(Ds), 0, (DIRECTIONS, channels)),
         _at_least_float32(dt_projs_bias),
+        dt_projs_weight.to(x.dtype),
         delta_softplus=True,
         map_height=height,
     )
@@ -58,11 +60,19 @@ def ss2d(
     return merged
 
 
-def _project_up(low_rank: Tensor, weight: Tensor) -> Tensor:
-    """Map (B, L, 4, R) to (B, L, 4, E): one batched product, whose result is used as it lies, direction outermost."""
-    by_direction = low_rank.flatten(0, 1).transpose(0, 1)
-    delta = torch.bmm(by_direction, weight.transpose(1, 2))
-    return torch.unflatten(delta, 1, low_rank.shape[:2]).permute(1, 2, 0, 3)
+def _project(pixels: Tensor, weight: Tensor, rank: int, d_state: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Project (B, L, E) to the coefficients of the step size, B and C of all directions, (B, L, 4, R or N) each.
+
+    One matrix product serves all; its result is cut in place. Zero rows of the weight make each direction's part start
+    at a multiple of 16 elements, so that the kernels read it 16 bytes at a time; their columns are not returned. Parts
+    too short for that are not stretched.
+    """
+    parts = torch.split(weight, [rank, d_state, d_state], dim=1)
+    padded = [F.pad(part, (0, 0, 0, -part.shape[1] % ALIGNMENT if part.shape[1] > 3 else 0)) for part in parts]
+    projected = F.linear(pixels, torch.cat([part.flatten(0, 1) for part in padded]))
+    by_part = torch.split(projected, [DIRECTIONS * part.shape[1] for part in padded], dim=-1)
+    low_rank, B, C = (torch.unflatten(part, -1, (DIRECTIONS, -1)) for part in by_part)
+    return low_rank[..., :rank], B[..., :d_state], C[..., :d_state]
 
 
 def _at_least_float32(parameter: Tensor) -> Tensor:

@@ -86,14 +86,6 @@ def wandb_run(trainer: pl.Trainer) -> WandbLogger | None:
     return None
 
 
-def headline_metric(module: StudentModule, part: str = "val") -> str:
-    """Return the name of the score that decides which step is best.
-
-    It is the foreground Dice of the ensemble, or of the only student.
-    """
-    return f"{part}/{module.predictor_names[-1]}/dice"
-
-
 def finite_metric(trainer: pl.Trainer, name: str) -> float | None:
     """Return a logged metric as a number, or None where it is absent or not finite.
 

@@ -16,7 +16,6 @@ from torch import Tensor
 from mambaseg.callbacks.context import (
     StudentModule,
     finite_metric,
-    headline_metric,
     is_fitting,
     logged_step,
     run_folder,
@@ -25,6 +24,7 @@ from mambaseg.callbacks.context import (
 )
 from mambaseg.datamodules.batch import IGNORE_INDEX
 from mambaseg.io.atomic import atomic_path
+from mambaseg.metrics.headline import headline_metric
 from mambaseg.reports.figures import disputed_share, prediction_panel
 
 FILE_NAME = re.compile(r"step(\d+)_.+\.png")
@@ -86,7 +86,7 @@ class PredictionOverlays(pl.Callback):
         module = student_module(pl_module)
         step = trainer.global_step
         folder = run_folder(trainer) / "overlays"
-        self._note_best(trainer, module, step)
+        self._note_best(trainer, step)
         panels = [prediction_panel(s.image, s.label, s.predictions, module.class_names) for s in self._slices]
         for shown, panel in zip(self._slices, panels, strict=True):
             _save(panel, folder / f"step{step:06d}_{_safe_name(shown.case_id)}.png")
@@ -111,8 +111,8 @@ class PredictionOverlays(pl.Callback):
         places = np.linspace(0, num_batches - 1, min(self.num_cases, int(num_batches)))
         return batch_idx in np.round(places)
 
-    def _note_best(self, trainer: pl.Trainer, module: StudentModule, step: int) -> None:
-        score = finite_metric(trainer, self.monitor or headline_metric(module))
+    def _note_best(self, trainer: pl.Trainer, step: int) -> None:
+        score = finite_metric(trainer, self.monitor or headline_metric())
         if score is not None and (self.best_score is None or score > self.best_score):
             self.best_score, self.best_step = score, step
 

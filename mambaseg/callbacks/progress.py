@@ -10,8 +10,9 @@ from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from mambaseg.callbacks.context import finite_metric, has_students, headline_metric, is_fitting
+from mambaseg.callbacks.context import finite_metric, is_fitting
 from mambaseg.callbacks.step_clock import StepClock
+from mambaseg.metrics.headline import headline_metric
 
 SMOOTHING = 0.3
 """Weight of the newest window in the shown speed."""
@@ -82,12 +83,12 @@ class RunProgress(ProgressBar):
         """Show the new state if the last one is old enough."""
         self._clock.end_batch(0)
         if self._is_due():
-            self._show_training(trainer, pl_module)
+            self._show_training(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Show the last state, unless it is shown, and leave it on the screen."""
         if self._clock.steps:
-            self._show_training(trainer, pl_module)
+            self._show_training(trainer)
         self._close()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
@@ -116,7 +117,7 @@ class RunProgress(ProgressBar):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Show the new Dice, or close the bar of a ``validate`` command."""
         if is_fitting(trainer) and not trainer.sanity_checking:
-            self._show_training(trainer, pl_module)
+            self._show_training(trainer)
         elif not is_fitting(trainer):
             self._close()
 
@@ -181,7 +182,7 @@ class RunProgress(ProgressBar):
             self._bar.stop()
             self._bar = None
 
-    def _show_training(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def _show_training(self, trainer: pl.Trainer) -> None:
         if not self._enabled:
             return
         self._shown = self.now()
@@ -189,13 +190,13 @@ class RunProgress(ProgressBar):
         if window.steps:
             newest = window.steps_per_second
             self._speed = newest if self._speed is None else SMOOTHING * newest + (1 - SMOOTHING) * self._speed
-        state = self._training_state(trainer, pl_module)
+        state = self._training_state(trainer)
         if self._bar is not None:
             self._bar.update(self._task, description="train", completed=trainer.global_step, state=state)
         else:
             self.console.print(state, highlight=False, markup=False, soft_wrap=True)
 
-    def _training_state(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> str:
+    def _training_state(self, trainer: pl.Trainer) -> str:
         step, total = trainer.global_step, total_steps(trainer)
         gone = self.now() - self._started
         parts = [f"step {step}" + ("" if total is None else f"/{total}")]
@@ -210,10 +211,9 @@ class RunProgress(ProgressBar):
             value = finite_metric(trainer, name)
             if value is not None:
                 parts.append(f"{name} {value:.4f}")
-        if has_students(pl_module):
-            dice = finite_metric(trainer, headline_metric(pl_module))
-            if dice is not None:
-                parts.append(f"dice {dice:.4f}")
+        dice = finite_metric(trainer, headline_metric())
+        if dice is not None:
+            parts.append(f"{headline_metric()} {dice:.4f}")
         return "  ".join(parts)
 
     def _show_evaluation(self, activity: str, batch_idx: int, total: int | float, moves_bar: bool) -> None:

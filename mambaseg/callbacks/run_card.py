@@ -21,6 +21,7 @@ from mambaseg.callbacks.provenance import code_version, package_versions
 from mambaseg.datamodules.source import CaseSource
 from mambaseg.datamodules.splits import Split
 from mambaseg.io.atomic import write_text
+from mambaseg.metrics.headline import HEADLINE_MEANING, headline_metric
 from mambaseg.metrics.policy import EMPTY_POLICY
 
 log = logging.getLogger(__name__)
@@ -96,6 +97,7 @@ def describe_run(trainer: pl.Trainer, module: pl.LightningModule) -> dict[str, A
         },
         "device": _describe_device(trainer, module.device),
         "packages": package_versions(),
+        "headline": {"metric": headline_metric(), "meaning": HEADLINE_MEANING},
         "metric_policy": EMPTY_POLICY,
     }
 

@@ -1,4 +1,4 @@
-"""``mambaseg predict``: segment NIfTI scans with a run's checkpoint."""
+"""``mambaseg predict``: segment NIfTI scans with a run's checkpoint; the data that it was trained on is not needed."""
 
 import argparse
 from collections.abc import Iterator
@@ -31,13 +31,13 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
     from rich.progress import track
 
-    from mambaseg.experiment import read_mapping
-    from mambaseg.lightning_cli import RESOLVED, build
+    from mambaseg.lightning_cli import quieten_lightning
+    from mambaseg.metrics.headline import headline_predictor
+    from mambaseg.trained_model import load_trained
 
-    model = build(read_mapping(folder / RESOLVED), folder / RESOLVED, folder, track=False).model
-    model.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])
-    model = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
-    predictor = arguments.predictor or model.predictor_names[-1]
+    quieten_lightning()
+    model = load_trained(folder, checkpoint).to("cuda" if torch.cuda.is_available() else "cpu")
+    predictor = arguments.predictor or headline_predictor(model.predictor_names)
     if predictor not in model.predictor_names:
         raise InputError(f"--predictor {predictor!r}: this run has {', '.join(model.predictor_names)}.")
     for scan in track(scans, description="segmenting"):

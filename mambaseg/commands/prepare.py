@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from mambaseg.datamodules.catalogue import DatasetEntry
     from mambaseg.datamodules.prepare import PrepareReport, PrepareRequest
+    from mambaseg.datamodules.scribbles import Simulation
     from mambaseg.datamodules.storage import PreparedDataset
 
 _MIB = 2**20
@@ -41,6 +42,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--verify", action="store_true", help="check the checksums of cases that are kept")
     parser.add_argument("--name", help="name of your own data set (default: folder)")
     parser.add_argument("--classes", help="its class names, background first, separated by commas")
+    simulate = parser.add_argument_group("simulated annotations, drawn from the masks")
+    simulate.add_argument(
+        "--simulate", metavar="NAME", help="scribble, points, boxes or slices; replaces given scribbles"
+    )
+    simulate.add_argument("--simulate-seed", type=int, metavar="N", help="another seed, other strokes (default: 0)")
+    simulate.add_argument(
+        "--simulate-set", action="append", default=[], metavar="KEY=VALUE", help="an option of it, such as width=2"
+    )
     download = parser.add_argument_group("download")
     download.add_argument("--download", action="store_true", help="fetch the archive first")
     download.add_argument("--url", help="its address (default for acdc: $MAMBASEG_ACDC_URL)")
@@ -69,22 +78,54 @@ def run(arguments: argparse.Namespace) -> int:
     if source is None:
         raise InputError("--source is missing. Give the folder with the published files, or --download with --url.")
     layouts = entry.layouts_for(arguments.layout)
+    simulation = _simulation(arguments)
+    folder = f"{name}_{arguments.simulate}" if simulation else name
     request = PrepareRequest(
         dataset=name,
         class_names=_class_names(arguments, entry),
         layouts=layouts,
         source=source,
-        out=arguments.out or data_root / name,
+        out=arguments.out or data_root / folder,
         normalise=arguments.normalise,
         workers=arguments.workers,
         force=arguments.force,
         verify=arguments.verify,
+        simulation=simulation,
     )
     started = time.monotonic()
     report = _import(request, console)
     _show(PreparedDataset(request.out), report, request, time.monotonic() - started, console)
-    console.print(f"\nNext: [bold]{entry.next_command}[/bold]")
+    if simulation:
+        _preview(PreparedDataset(request.out), console)
+        console.print(f"\nNext: an experiment on scribbles, with [bold]data.init_args.root: {request.out}[/bold]")
+    else:
+        console.print(f"\nNext: [bold]{entry.next_command}[/bold]")
     return _SUCCESS
+
+
+def _simulation(arguments: argparse.Namespace) -> Simulation | None:
+    from mambaseg.datamodules.scribbles import Simulation, create_simulator
+    from mambaseg.experiment import parse_yaml
+
+    if arguments.simulate is None:
+        if arguments.simulate_set or arguments.simulate_seed is not None:
+            raise InputError("--simulate is missing, which --simulate-set and --simulate-seed go with.")
+        return None
+    options = {}
+    for setting in arguments.simulate_set:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise InputError(f"--simulate-set {setting!r}: write it as KEY=VALUE, for example width=2.")
+        options[key] = parse_yaml(value)
+    return Simulation(create_simulator(arguments.simulate, **options), arguments.simulate_seed or 0)
+
+
+def _preview(dataset: PreparedDataset, console: Console) -> None:
+    from mambaseg.reports.scribble_preview import save_scribble_preview
+
+    path = dataset.root / "scribble_preview.png"
+    save_scribble_preview(dataset, path)
+    console.print(f"Preview: {path}", soft_wrap=True)
 
 
 def _dataset_name(arguments: argparse.Namespace, entry: DatasetEntry) -> str:
@@ -195,10 +236,23 @@ def _rows(
         ("classes", ", ".join(dataset.class_names)),
         ("masks", _share(sum(dataset.has(case_id, "label") for case_id in cases), len(cases))),
         ("scribbles", _share(sum(dataset.has(case_id, "scribble") for case_id in cases), len(cases))),
+        *_coverage_rows(dataset),
         ("spacing", _share(with_spacing, len(cases)) + ("" if with_spacing else ": distances in voxels only")),
         ("normalisation", ", ".join(f"{count} {name}" for name, count in sorted(normalisations.items()))),
         ("size", f"{dataset.size_bytes() / _MIB:.0f} MiB"),
     ]
+
+
+def _coverage_rows(dataset: PreparedDataset) -> list[tuple[str, str]]:
+    from mambaseg.datamodules.scribbles import measure_coverage
+
+    both = [c for c in dataset.case_ids() if dataset.has(c, "label") and dataset.has(c, "scribble")]
+    if not both:
+        return []
+    pairs = ((dataset.array(case_id, "label"), dataset.array(case_id, "scribble")) for case_id in both)
+    coverage = measure_coverage(pairs, len(dataset.class_names))
+    shares = [f"{name} {share:.2%}" for name, share in zip(dataset.class_names, coverage.fractions, strict=True)]
+    return [("scribbled", f"{', '.join(shares)}; {coverage.wrong} pixels unlike the mask")]
 
 
 def _share(count: int, total: int) -> str:

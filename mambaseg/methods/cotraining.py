@@ -13,16 +13,21 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
-from mambaseg.datamodules.batch import IGNORE_INDEX, Batch, Supervision
+from mambaseg.datamodules.batch import Batch, Supervision
 from mambaseg.errors import InputError
 from mambaseg.inference.slices import ENSEMBLE, SliceInference
+from mambaseg.methods.components.ema_teacher import EmaTeacher
 from mambaseg.methods.components.optimizers import JointOptimizer, StudentConfig, build_optimizer, build_schedule
 from mambaseg.methods.components.pseudo_label_quality import pseudo_label_quality
 from mambaseg.methods.components.student_output import StudentOutput
 from mambaseg.metrics.case_scores import CaseScores
+from mambaseg.metrics.headline import headline_metric, headline_predictor
 from mambaseg.metrics.rows import OVERLAP_NAMES, VALUE_NAMES, CaseScore
 from mambaseg.metrics.summary import PredictorSummary, summarize
 from mambaseg.networks import SegmentationNetwork, create_network
+
+TASK = "task"
+"""Where a checkpoint keeps what the data decided about the networks: the arguments that rebuild them without it."""
 
 
 class CoTrainingModule(L.LightningModule, ABC):
@@ -70,6 +75,7 @@ class CoTrainingModule(L.LightningModule, ABC):
             {name: create_network(s.network, in_channels, num_classes, **s.options) for name, s in students.items()}
         )
         self.num_classes = num_classes
+        self.in_channels = in_channels
         self.class_names = tuple(class_names or ["background", *(f"class{i}" for i in range(1, num_classes))])
         self.inference = inference
         self.surface_in_fit = surface_in_fit
@@ -167,6 +173,24 @@ class CoTrainingModule(L.LightningModule, ABC):
         """Return every student's output on ``image`` (B, C, *S)."""
         return {name: StudentOutput(*network.forward_with_features(image)) for name, network in self.networks.items()}
 
+    def teaching_outputs(self, batch: Batch, outputs: dict[str, StudentOutput]) -> dict[str, StudentOutput]:
+        """Return the outputs that students teach each other with: those on the weak view where there are two.
+
+        Args:
+            batch: A training batch.
+            outputs: The students' outputs on ``training_view(batch)``.
+        """
+        if not self.strong_view:
+            return outputs
+        with torch.no_grad():
+            return dict(self(batch["image"]))
+
+    def on_fit_start(self) -> None:
+        """Let teachers, which predict in evaluation mode, start in training mode: Lightning warns of what does not."""
+        for module in self.modules():
+            if isinstance(module, EmaTeacher):
+                module.train()
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed dropout and pixel sampling from the place in the run: a resumed run draws what the first would have."""
         place = (int(os.environ.get("PL_GLOBAL_SEED", "0")), self.global_rank, self.current_epoch, batch_idx)
@@ -189,6 +213,14 @@ class CoTrainingModule(L.LightningModule, ABC):
         values |= pseudo_label_quality(batch, outputs)
         self.log("loss", loss.detach(), prog_bar=True, batch_size=len(batch["case_id"]))
         self.log_dict(values, batch_size=len(batch["case_id"]))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what the data decided, so that the checkpoint predicts where the data is not."""
+        checkpoint[TASK] = {
+            "num_classes": self.num_classes,
+            "in_channels": self.in_channels,
+            "class_names": list(self.class_names),
+        }
 
     def on_validation_epoch_start(self) -> None:
         """Start a fresh table of scores."""
@@ -234,8 +266,9 @@ class CoTrainingModule(L.LightningModule, ABC):
         for summary in summarize(self.last_scores):
             # The rows are already gathered, so every rank logs the same values and none needs to synchronise.
             self.log_dict(logged_means(part, summary), rank_zero_only=False, sync_dist=False)
-            if summary.predictor == self.predictor_names[-1]:
-                self.log(f"{part}/dice", summary.foreground["dice"].mean, prog_bar=part == "val", sync_dist=False)
+            if summary.predictor == headline_predictor(self.predictor_names):
+                dice = summary.foreground["dice"].mean
+                self.log(headline_metric(part), dice, prog_bar=part == "val", sync_dist=False)
 
 
 def logged_means(part: str, summary: PredictorSummary) -> dict[str, float]:
@@ -250,11 +283,3 @@ def logged_means(part: str, summary: PredictorSummary) -> dict[str, float]:
     values |= {f"{prefix}/{name}_with_background": summary.with_background[name].mean for name in OVERLAP_NAMES}
     values |= {f"{prefix}/dice/{c.class_name}": c.scores["dice"].mean for c in summary.foreground_classes}
     return {name: value for name, value in values.items() if not math.isnan(value)}
-
-
-def unknown_target(batch: Batch, pseudo_label: Tensor) -> Tensor:
-    """Return pseudo-labels where the batch's label map knows nothing and ``IGNORE_INDEX`` elsewhere, (B, *S) int64.
-
-    With dense and unlabelled samples in a batch this selects the unlabelled ones, without a copy of either half.
-    """
-    return torch.where(batch["label"] == IGNORE_INDEX, pseudo_label, IGNORE_INDEX)

@@ -7,15 +7,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mambaseg.datamodules.batch import IGNORE_INDEX, Batch
+from mambaseg.datamodules.batch import Batch
 from mambaseg.errors import InputError
 from mambaseg.losses.pooled_contrast import Reduction, pooled_contrast_loss
 from mambaseg.methods.components.ema_teacher import EmaTeacher
 from mambaseg.methods.components.pixel_contrast import PixelContrast, PixelContrastConfig
+from mambaseg.methods.components.pseudo_label import confident_label, partner_label, unknown_target
 from mambaseg.methods.components.ramp_up import RampUp
-from mambaseg.methods.components.student_output import StudentOutput, mean_probabilities
-from mambaseg.methods.cotraining import CoTrainingModule, unknown_target
-from mambaseg.methods.supervised import segmentation_loss
+from mambaseg.methods.components.segmentation_loss import segmentation_loss
+from mambaseg.methods.components.student_output import StudentOutput
+from mambaseg.methods.cotraining import CoTrainingModule
 
 Term = Literal["supervised", "cross", "pooled_contrast", "pixel_contrast"]
 
@@ -168,10 +169,7 @@ class SemiMambaUNet(CoTrainingModule):
         if self.teacher is not None:
             shared = confident_label(self.teacher(batch["image"]), self.cross.confidence)
             return dict.fromkeys(outputs, unknown_target(batch, shared))
-        views = outputs
-        if self.strong_view:
-            with torch.no_grad():
-                views = self(batch["image"])
+        views = self.teaching_outputs(batch, outputs)
         targets = {}
         for name in outputs:
             partners = [output for other, output in views.items() if other != name]
@@ -184,16 +182,3 @@ class SemiMambaUNet(CoTrainingModule):
             for a, b in combinations(outputs.values(), 2)
         ]
         return self.recipe.pooled_contrast * torch.stack(losses).sum()
-
-
-def partner_label(partners: list[StudentOutput], confidence: float = 0.0) -> Tensor:
-    """Return the hard pseudo-label (B, *S) int64 of one partner, or of several by their mean probability."""
-    if len(partners) == 1 and confidence == 0.0:
-        return partners[0].pseudo_label
-    return confident_label(mean_probabilities(partners), confidence)
-
-
-def confident_label(probabilities: Tensor, confidence: float) -> Tensor:
-    """Return the argmax (B, *S) int64 of ``probabilities`` (B, K, *S), 255 where it is not ``confidence`` sure."""
-    highest, label = probabilities.max(1)
-    return torch.where(highest >= confidence, label, IGNORE_INDEX)

@@ -5,8 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from mambaseg.datamodules.batch import Batch
-from mambaseg.losses.cross_entropy import partial_cross_entropy
-from mambaseg.losses.dice import soft_dice_loss
+from mambaseg.methods.components.segmentation_loss import segmentation_loss
 from mambaseg.methods.components.student_output import StudentOutput
 from mambaseg.methods.cotraining import CoTrainingModule
 
@@ -31,13 +30,3 @@ class Supervised(CoTrainingModule):
             f"supervised/{name}": segmentation_loss(output, batch["label"], self.ce_weight, self.dice_weight)
             for name, output in outputs.items()
         }
-
-
-def segmentation_loss(output: StudentOutput, target: Tensor, ce_weight: float, dice_weight: float) -> Tensor:
-    """Return the weighted sum of cross-entropy and Dice over the known pixels of ``target`` (B, *S) int64."""
-    loss = output.logits.new_zeros((), dtype=output.probabilities.dtype)
-    if ce_weight:
-        loss = loss + ce_weight * partial_cross_entropy(output.logits, target)
-    if dice_weight:
-        loss = loss + dice_weight * soft_dice_loss(output.probabilities, target)
-    return loss

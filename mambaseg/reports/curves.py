@@ -13,7 +13,6 @@ MAX_POINTS = 800
 """Points of a drawn line; more cannot be seen and make the page heavy."""
 LINE_STYLES = ("-", "--", ":", "-.")
 FOREGROUND_DICE = re.compile(r"val/([^/]+)/dice")
-PSEUDO_LABEL = re.compile(r"pseudo/(.+)")
 LOSS = re.compile(r"loss(?:/(.+))?")
 
 
@@ -55,13 +54,15 @@ def learning_curves(runs: Sequence[RunRecord]) -> list[Chart]:
     """Choose the charts that the runs have values for.
 
     One run: a colour for every metric of a chart. Several runs: a colour for every run, a line style for every metric,
-    and only what can be compared (the total loss, the validation Dice, the pseudo-labels).
+    and only what can be compared (the total loss, the Dice of validation and of pseudo-labels). What was logged once is
+    no curve: its number stands in the tables.
     """
     several = len(runs) > 1
+    pseudo = re.compile(r"pseudo/(.+)/dice" if several else r"pseudo/(.+)")
     charts = [
         _chart("Loss", runs, re.compile("loss") if several else LOSS, log_scale=True),
         _chart("Validation Dice, mean of the foreground", runs, FOREGROUND_DICE, unit_range=True),
-        _chart("Pseudo-labels", runs, PSEUDO_LABEL, unit_range=True),
+        _chart("Dice of the pseudo-labels" if several else "Pseudo-labels", runs, pseudo, unit_range=True),
     ]
     if not several:
         charts += [
@@ -74,7 +75,7 @@ def learning_curves(runs: Sequence[RunRecord]) -> list[Chart]:
             _chart("Speed", runs, re.compile(r"speed/((?:steps|images)_per_s)")),
             _chart("Share of time waiting for data", runs, re.compile("speed/data_wait"), unit_range=True),
         ]
-    return [chart for chart in charts if chart.curves]
+    return [chart for chart in charts if any(len(curve.series.steps) > 1 for curve in chart.curves)]
 
 
 def chart_svg(chart: Chart) -> str:

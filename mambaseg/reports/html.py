@@ -40,19 +40,20 @@ def join(content: Iterable[Content]) -> Markup:
     return Markup("".join(part.text if isinstance(part, Markup) else escape(str(part)) for part in content))
 
 
-def table(header: Sequence[Content], rows: Iterable[Sequence[Content]], caption: str = "") -> Markup:
+def table(header: Sequence[Content], rows: Iterable[Sequence[Content]], caption: str = "", texts: int = 1) -> Markup:
     """Return a table that scrolls by itself where the page is too narrow.
 
     Args:
-        header: Titles of the columns; the first column is text, the others are numbers.
+        header: Titles of the columns.
         rows: As many cells each.
-        caption: What the table shows.
+        caption: What the table shows; it stands above and does not scroll with it.
+        texts: How many columns, from the left, are texts; the others are numbers.
     """
     head = element("tr", *(element("th", title, scope="col") for title in header))
     body = [element("tr", *(element("td", cell) for cell in row)) for row in rows]
-    parts = [element("caption", caption)] if caption else []
-    whole = element("table", *parts, element("thead", head), element("tbody", *body))
-    return element("div", whole, class_="scroll")
+    whole = element("table", element("thead", head), element("tbody", *body), class_=f"texts{texts}")
+    above = [element("p", caption, class_="caption")] if caption else []
+    return join([*above, element("div", whole, class_="scroll")])
 
 
 def facts(values: Mapping[str, object]) -> Markup:

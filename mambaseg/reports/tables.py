@@ -136,20 +136,20 @@ def summary_table(summaries: Sequence[PredictorSummary], title: str = "Scores") 
     labels = OVERLAP_COLUMNS | DISTANCE_COLUMNS
     for name in TERMINAL_SCORES:
         if any(entry.foreground[name].n_valid for entry in summaries):
-            table.add_row(labels[name], *(_short_cell(name, entry.foreground[name], cases) for entry in summaries))
+            table.add_row(labels[name], *(short_cell(name, entry.foreground[name], cases) for entry in summaries))
     missed = [[group.n_missed for group in entry.foreground_classes] for entry in summaries]
     structures = [[group.n_cases for group in entry.foreground_classes] for entry in summaries]
     table.add_row("missed", *(f"{sum(some)} of {sum(all_)}" for some, all_ in zip(missed, structures, strict=True)))
     table.add_section()
     for name in ("dice", "iou"):
-        means = [_short_cell(name, entry.with_background[name], cases) for entry in summaries]
+        means = [short_cell(name, entry.with_background[name], cases) for entry in summaries]
         table.add_row(f"{labels[name]} {WITH_BACKGROUND}", *means, style="dim")
     table.add_section()
     for class_name in _class_names(summaries):
         if class_name != summaries[0].classes[0].class_name:
             table.add_row(
                 f"Dice {class_name}",
-                *(_short_cell("dice", _class_dice(entry, class_name), cases) for entry in summaries),
+                *(short_cell("dice", _class_dice(entry, class_name), cases) for entry in summaries),
             )
     return table
 
@@ -235,7 +235,14 @@ def _cell(name: str, statistic: Statistic) -> str:
     return f"{mean} (n=0)" if statistic.n_valid == 0 else f"{mean} ± {std} (n={statistic.n_valid})"
 
 
-def _short_cell(name: str, statistic: Statistic, cases: int) -> str:
+def short_cell(name: str, statistic: Statistic, cases: int) -> str:
+    """Format a mean and its spread, with the number of cases behind it where that is not all of them.
+
+    Args:
+        name: Which score; distances get fewer digits.
+        statistic: Its mean and spread.
+        cases: All cases of the evaluation.
+    """
     digits = 2 if name.endswith(("_mm", "_vox")) else 3
     if statistic.n_valid == 0:
         return MISSING

@@ -14,6 +14,7 @@ from mambaseg.callbacks.jsonl import JsonlLogger
 from mambaseg.datamodules.batch import Batch, Supervision
 from mambaseg.datamodules.splits import Split
 from mambaseg.metrics.case_scores import CaseScores
+from mambaseg.metrics.headline import headline_metric, headline_predictor
 
 CLASS_NAMES = ("background", "RV", "Myo")
 DEPTH, SIZE = 3, 24
@@ -147,6 +148,8 @@ class StubModule(pl.LightningModule):
             if self.dice_after is not None and not self.trainer.sanity_checking:
                 dice = self.dice_after(summary.predictor, self.trainer.global_step)
             self.log(f"{part}/{summary.predictor}/dice", dice)
+            if summary.predictor == headline_predictor(self.predictor_names):
+                self.log(headline_metric(part), dice)
             for entry in summary.foreground_classes:
                 self.log(f"{part}/{summary.predictor}/dice/{entry.class_name}", entry.scores["dice"].mean)
 

@@ -28,7 +28,7 @@ def test_lines_elsewhere(run):
     assert re.search(
         r"step 2/6  [\d.]+ it/s  0:00:00 gone  0:00:00 left  loss \d\.\d{4}  loss/unet \d\.\d{4}$", lines[1]
     )
-    assert re.search(r"dice 0\.\d{4}$", lines[-1])
+    assert re.search(r"  val/dice 0\.\d{4}$", lines[-1])
     assert "absent" not in "".join(lines)
 
 

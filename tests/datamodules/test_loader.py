@@ -11,7 +11,7 @@ from mambaseg.datamodules.datasets import SliceDataset, VolumeDataset, collate
 from mambaseg.datamodules.demo import DemoDataModule
 from mambaseg.datamodules.loader import ResumableDataLoader, evaluation_loader
 from mambaseg.datamodules.phantom import Phantom
-from mambaseg.datamodules.sampling import TwoStreamBatchSampler
+from mambaseg.datamodules.sampling import Pool, PooledBatchSampler
 from mambaseg.datamodules.transforms import create_transform
 from mambaseg.errors import InputError
 
@@ -22,8 +22,11 @@ def loader(workers=0, seed=5, batches=8, transform="published"):
     cases = PHANTOM.case_ids()
     supervision = dict.fromkeys(cases[:2], Supervision.DENSE) | dict.fromkeys(cases[2:], Supervision.NONE)
     dataset = SliceDataset(PHANTOM, supervision, create_transform(transform, (32, 32)), audit=True)
-    labelled, unlabelled = dataset.indices(Supervision.DENSE), dataset.indices(Supervision.NONE)
-    return ResumableDataLoader(dataset, TwoStreamBatchSampler(labelled, unlabelled, 2, 3, seed, batches), workers)
+    pools = [
+        Pool("labelled", dataset.indices(Supervision.DENSE), 2, drop_remainder=True),
+        Pool("unlabelled", dataset.indices(Supervision.NONE), 3),
+    ]
+    return ResumableDataLoader(dataset, PooledBatchSampler(pools, seed, batches), workers)
 
 
 def equal(first, second):

@@ -9,15 +9,19 @@ from mambaseg.datamodules.sampling import (
     Pool,
     PooledBatchSampler,
     RankShardSampler,
-    TwoStreamBatchSampler,
 )
 from mambaseg.errors import InputError
 
 LABELLED, UNLABELLED = list(range(21)), list(range(100, 150))
 
 
-def two_stream(seed=0, batches=10, labelled=4, unlabelled=6, rank=0, world_size=1):
-    return TwoStreamBatchSampler(LABELLED, UNLABELLED, labelled, unlabelled, seed, batches, rank, world_size)
+def pools(labelled=(LABELLED, 4), unlabelled=(UNLABELLED, 6)):
+    """The pools that a data module with labelled and unlabelled patients makes."""
+    return [Pool("labelled", *labelled, drop_remainder=True), Pool("unlabelled", *unlabelled)]
+
+
+def two_stream(seed=0, batches=10, rank=0, world_size=1):
+    return PooledBatchSampler(pools(), seed, batches, rank, world_size)
 
 
 def epochs(sampler, count):
@@ -97,21 +101,21 @@ def test_seek_starts_in_the_middle_once():
 
 
 def test_default_epoch_is_long():
-    assert len(TwoStreamBatchSampler(LABELLED, UNLABELLED, 4, 4, 0)) == MINIMUM_BATCHES
-    assert len(TwoStreamBatchSampler(LABELLED, range(100, 4100), 8, 8, 0)) == 500
-    assert len(TwoStreamBatchSampler(LABELLED, [], 4, 0, 0)) == MINIMUM_BATCHES
+    assert len(PooledBatchSampler(pools(), 0)) == MINIMUM_BATCHES
+    assert len(PooledBatchSampler(pools((LABELLED, 8), (range(100, 4100), 8)), 0)) == 500
+    assert len(PooledBatchSampler(pools(unlabelled=([], 0)), 0)) == MINIMUM_BATCHES
 
 
 def test_any_mixture_of_pools():
-    pools = [Pool("labelled", [0, 1, 2], 2), Pool("scribble", range(10, 20), 3), Pool("unlabelled", range(30, 60), 1)]
-    for batch in epochs(PooledBatchSampler(pools, 0, 12), 2):
+    mixture = [Pool("labelled", [0, 1, 2], 2), Pool("scribble", range(10, 20), 3), Pool("unlabelled", range(30, 60), 1)]
+    for batch in epochs(PooledBatchSampler(mixture, 0, 12), 2):
         indices = [key.index for key in batch]
         assert [sum(low <= index < low + 30 for index in indices) for low in (0, 30)] == [5, 1]
         assert all(10 <= index < 20 for index in indices[2:5])
 
 
 def test_fewer_samples_than_a_batch_takes():
-    sampler = TwoStreamBatchSampler([0, 1, 2], UNLABELLED, 8, 2, 0, 6)
+    sampler = PooledBatchSampler(pools(([0, 1, 2], 8), (UNLABELLED, 2)), 0, 6)
     drawn = [key.index for batch in sampler for key in batch[:8]]
     assert max(Counter(drawn).values()) - min(Counter(drawn).values()) <= 1
 
@@ -128,11 +132,11 @@ def test_messages_for_bad_input():
     with pytest.raises(InputError, match=r"batch_labelled=4.*multiple of 3"):
         two_stream(world_size=3)
     with pytest.raises(InputError, match=r"no unlabelled samples.*batch_unlabelled=0"):
-        TwoStreamBatchSampler(LABELLED, [], 4, 4, 0)
+        PooledBatchSampler(pools(unlabelled=([], 4)), 0)
     with pytest.raises(InputError, match="every per-batch count is 0"):
-        TwoStreamBatchSampler(LABELLED, UNLABELLED, 0, 0, 0)
+        PooledBatchSampler(pools((LABELLED, 0), (UNLABELLED, 0)), 0)
     with pytest.raises(InputError, match="batch_labelled is -4"):
-        TwoStreamBatchSampler(LABELLED, UNLABELLED, -4, 0, 0)
+        PooledBatchSampler(pools((LABELLED, -4), (UNLABELLED, 0)), 0)
     with pytest.raises(InputError, match="batches_per_epoch"):
         two_stream(batches=-1)
     with pytest.raises(InputError, match="2 processes"):

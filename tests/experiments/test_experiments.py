@@ -13,6 +13,7 @@ EXPERIMENTS = sorted((REPOSITORY / "experiments").glob("*.yaml"))
 SMALLEST = {
     "unet": {"channels": [4, 4, 4, 4, 4]},
     "mamba_unet": {"embed_dim": 8, "depths": [1, 1], "d_state": 2},
+    "swin_unet": {"embed_dim": 8, "depths": [1, 1], "heads": [1, 2], "window": 3},
 }
 SHARED_DATA_FIELDS = {"labelled_patients", "supervision", "batch_labelled", "batch_unlabelled", "transform", "audit"}
 
@@ -32,6 +33,8 @@ def shrunk(config):
     data = {key: value for key, value in given.items() if key in SHARED_DATA_FIELDS}
     data |= {"labelled_patients": 1, "batch_labelled": 2, "patients": 2, "held_out": 1, "frames": 1, "depth": 3}
     data |= {"size": [32, 32], "batch_unlabelled": min(given.get("batch_unlabelled", 4), 2)}
+    if given.get("scribble_patients"):
+        data |= {"patients": 3, "scribble_patients": 1, "batch_scribble": 2}
     config = merge(config, {"trainer": {"accelerator": "cpu", "max_steps": 2, "val_check_interval": 2}})
     config["trainer"]["log_every_n_steps"] = 1
     config["tracking"] = {"wandb": False, "overlays": 1}

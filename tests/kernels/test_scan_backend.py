@@ -50,12 +50,3 @@ def test_triton_on_cpu_needs_the_interpreter(monkeypatch):
         backend.select(CPU)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert backend.select(CPU) == "triton"
-
-
-def test_describe_names_the_selection(monkeypatch):
-    assert backend.describe()["scan on cpu"] == "cpu"
-    _with_triton(monkeypatch, False)
-    monkeypatch.setenv("MAMBASEG_SCAN_BACKEND", "triton")
-    facts = backend.describe()
-    assert facts["triton"] == "not installed"
-    assert facts["scan on cpu"].startswith("unavailable")

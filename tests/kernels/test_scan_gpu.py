@@ -97,7 +97,7 @@ def test_opcheck():
     tensors = [torch.randn(2, 6, 4, 3), torch.randn(2, 6, 4, 3), -torch.rand(4, 3, 2)]
     tensors += [torch.randn(2, 6, 4, 2), torch.randn(2, 6, 4, 2), torch.randn(4, 3), torch.randn(4, 3) - 1]
     arguments = [tensor.cuda().requires_grad_() for tensor in tensors]
-    torch.library.opcheck(selective_scan_forward, (*arguments, True, 2, True))
+    torch.library.opcheck(selective_scan_forward, (*arguments, None, True, 2, True))
 
 
 def test_compiles_with_inductor():

@@ -8,7 +8,7 @@ from mambaseg.kernels.selective_scan.op import selective_scan_backward, selectiv
 from tests.kernels.scan_cases import assert_close, gradients, scan_inputs
 
 
-def _grouped(map_height=0, requires_grad=True, dtype=torch.float64):
+def _grouped(requires_grad=True, dtype=torch.float64, rank=0):
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape):
@@ -16,15 +16,19 @@ def _grouped(map_height=0, requires_grad=True, dtype=torch.float64):
 
     tensors = [draw(2, 6, 4, 3), draw(2, 6, 4, 3), -draw(4, 3, 2).abs(), draw(2, 6, 4, 2), draw(2, 6, 4, 2)]
     tensors += [draw(4, 3), draw(4, 3) - 1]
-    return [tensor.requires_grad_(requires_grad) for tensor in tensors]
+    if rank:
+        tensors[1] = draw(2, 6, 4, rank)
+    tensors = [tensor.requires_grad_(requires_grad) for tensor in tensors]
+    return [*tensors, draw(4, 3, rank).requires_grad_(requires_grad) if rank else None]
 
 
+@pytest.mark.parametrize("rank", [0, 2])
 @pytest.mark.parametrize("map_height", [0, 2])
-def test_gradcheck(map_height):
+def test_gradcheck(map_height, rank):
     def scan(*tensors):
         return selective_scan_forward(*tensors, True, map_height, True)[:2]
 
-    assert torch.autograd.gradcheck(scan, _grouped())
+    assert torch.autograd.gradcheck(scan, _grouped(rank=rank))
 
 
 @pytest.mark.parametrize("map_height", [0, 3])
@@ -32,12 +36,13 @@ def test_gradcheck(map_height):
 def test_opcheck_forward(map_height, with_options):
     tensors = _grouped(dtype=torch.float32)
     if not with_options:
-        tensors[5:] = [None, None]
+        tensors[5:] = [None, None, None]
     torch.library.opcheck(selective_scan_forward, (*tensors, with_options, map_height, True))
 
 
-def test_opcheck_backward():
-    tensors = _grouped(requires_grad=False)
+@pytest.mark.parametrize("rank", [0, 3])
+def test_opcheck_backward(rank):
+    tensors = _grouped(requires_grad=False, rank=rank)
     out, last, states = selective_scan_forward(*tensors, True, 0, True)
     torch.library.opcheck(
         selective_scan_backward, (torch.randn_like(out), torch.randn_like(last), *tensors, states, True, 0)
@@ -48,7 +53,7 @@ def test_fake_shapes_equal_real_ones():
     tensors = _grouped(requires_grad=False, dtype=torch.bfloat16)
     real = selective_scan_forward(*tensors, True, 0, True)
     with torch._subclasses.FakeTensorMode() as mode:
-        fake = selective_scan_forward(*(mode.from_tensor(tensor) for tensor in tensors), True, 0, True)
+        fake = selective_scan_forward(*(tensor if tensor is None else mode.from_tensor(tensor) for tensor in tensors), True, 0, True)
     for one, other in zip(real, fake, strict=True):
         assert (one.shape, one.dtype, one.stride()) == (other.shape, other.dtype, other.stride())
 

@@ -91,10 +91,11 @@ def test_four_directions(height, width):
 @pytest.mark.parametrize(
     ("plan", "chunk", "d_state"),
     [
-        (Plan(1, 2, 3), 4, 4),
-        (Plan(2, 2, 2, keep_decays=False), 2, 3),
-        (Plan(4, 4, 2), 8, 4),
-        (Plan(2, 1, 1), 4, 32),
+        (Plan(1, 1, 2, 3), 4, 4),
+        (Plan(2, 2, 2, 2), 2, 3),
+        (Plan(4, 1, 4, 2), 8, 4),
+        (Plan(4, 2, 2, 1), 8, 4),
+        (Plan(8, 4, 4, 1), 4, 32),
     ],
 )
 def test_plans(plan, chunk, d_state, monkeypatch):
@@ -104,8 +105,13 @@ def test_plans(plan, chunk, d_state, monkeypatch):
     _compare(scan_inputs(1, 5, 19 if d_state < 32 else 3, d_state, 1, dtype=torch.float32), 1e-5, 1e-4)
 
 
-def test_ss2d():
-    inputs = map_inputs(1, 3, 3, 5, 2, dtype=torch.float32)
+@pytest.mark.parametrize("plan", [None, Plan(2, 2, 4, 1), Plan(4, 1, 2, 2)])
+def test_ss2d(plan, monkeypatch):
+    """The step size comes from coefficients inside the kernels."""
+    if plan is not None:
+        monkeypatch.setattr(triton_launch, "choose_plan", lambda *_, **__: plan)
+        monkeypatch.setattr(op, "CPU_CHUNK", 8)
+    inputs = map_inputs(1, 5, 3, 5, 4, rank=3, dtype=torch.float32)
     truth_inputs = in_float64(inputs)
     out, truth = ss2d(**inputs), ss2d_reference(**truth_inputs)
     assert_close("y", out, truth, 1e-5)

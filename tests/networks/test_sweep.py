@@ -9,6 +9,7 @@ from mambaseg.networks import create_network, list_networks
 SMALL = {
     "unet": {"channels": [4, 6, 8, 10, 12]},
     "mamba_unet": {"embed_dim": 8, "depths": [1, 1, 1], "d_state": 2},
+    "swin_unet": {"embed_dim": 8, "depths": [2, 1, 2], "heads": [2, 2, 4], "window": 3},
 }
 
 

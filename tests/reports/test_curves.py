@@ -29,14 +29,18 @@ def test_charts_of_one_run(finished_run):
 
 
 def test_compared_runs_share_charts_with_a_colour_each():
-    runs = [
-        record(name, **{"loss": line(2.0, 1.0), "loss/ce": line(1.0, 0.5), "val/unet/dice": line(0.5)}) for name in "ab"
-    ]
+    logged = {"loss": line(2.0, 1.0), "loss/ce": line(1.0, 0.5), "val/unet/dice": line(0.5, 0.6)}
+    runs = [record(name, **logged) for name in "ab"]
     loss, dice = learning_curves(runs)
     assert [curve.label for curve in loss.curves] == ["a: loss", "b: loss"]
     assert [curve.label for curve in dice.curves] == ["a: unet", "b: unet"]
     assert loss.curves[0].colour != loss.curves[1].colour
     assert loss.curves[0].colour == dice.curves[0].colour
+
+
+def test_what_was_logged_once_is_no_curve():
+    run = record("a", **{"loss": line(2.0, 1.0), "val/unet/dice": line(0.5), "speed/data_wait": line(0.1)})
+    assert [chart.title for chart in learning_curves([run])] == ["Loss"]
 
 
 def test_svg_is_well_formed_and_holds_no_address():

@@ -75,10 +75,12 @@ def test_names_from_outside_are_escaped(document):
 def test_it_tells_what_was_measured(document, finished_run):
     run = read_run(finished_run)
     text = " ".join(check(document).text)
-    step, best = run.series["val/ensemble/dice"].best
-    assert f"ensemble {best:.4f} at step {step}" in text
+    step, best = run.series["val/dice"].best
+    assert f"{best:.3f} best val/dice, after {step + 1} steps" in text
+    assert run.series["val/dice"] == run.series["val/ensemble/dice"]
+    assert text.index("best val/dice") < text.index("Learning curves")
     (ensemble,) = [entry for entry in summarize(run.scores["test"].rows) if entry.predictor == "ensemble"]
-    assert f"{ensemble.foreground['dice'].mean:.4f} ±" in text
+    assert f"{ensemble.foreground['dice'].mean:.3f} ±" in text
     assert run.card["data"]["cases"]["val"]["sha256"][:16] in text
     assert "patient010_frame01" in text
     assert run.card["packages"]["torch"] in text
@@ -96,7 +98,7 @@ def test_a_poor_run_has_a_report_that_says_what_is_missing(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("torn")
     document = report_html([read_run(tmp_path)])
     text = " ".join(check(document).text)
-    assert "Nothing was logged yet" in text
+    assert "Nothing was logged twice yet" in text
     assert "no run_card.json" in text
     assert "1 lines of metrics.jsonl could not be read" in text
 

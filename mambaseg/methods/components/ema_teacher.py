@@ -14,8 +14,9 @@ class EmaTeacher(nn.Module):
     """Exponential moving averages of the students; their weighted mean probability is the teacher's word.
 
     Mean teacher, https://arxiv.org/abs/1703.01780, over several networks. Buffers (batch-norm statistics) are averaged
-    like weights, and the teacher predicts in evaluation mode: a teacher in training mode would see other statistics
-    than its weights were averaged for. The decay starts low, so that the first random weights are soon forgotten.
+    like weights, and the teacher puts itself into evaluation mode to predict: in training mode it would see other
+    statistics than its weights were averaged for. The decay starts low, so that the first random weights are soon
+    forgotten.
 
     Args:
         students: The networks to follow.
@@ -38,11 +39,6 @@ class EmaTeacher(nn.Module):
         self.averages.requires_grad_(False)
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
         self.register_buffer("loss", torch.zeros(len(students)))
-        self.eval()
-
-    def train(self, mode: bool = True) -> "EmaTeacher":
-        """Stay in evaluation mode whatever the trainer asks for."""
-        return super().train(False)
 
     @torch.no_grad()
     def update(self, students: Mapping[str, nn.Module]) -> None:
@@ -69,7 +65,13 @@ class EmaTeacher(nn.Module):
         return torch.softmax(-self.trust * self.loss, dim=0)
 
     @torch.no_grad()
+    def words(self, image: Tensor) -> list[Tensor]:
+        """Return each average's probability (B, K, *S) on ``image`` (B, C, *S)."""
+        if self.training:
+            self.eval()
+        return [network(image).float().softmax(1) for network in self.averages.values()]
+
+    @torch.no_grad()
     def forward(self, image: Tensor) -> Tensor:
         """Return the averages' probability (B, K, *S) on ``image`` (B, C, *S), weighted by their shares."""
-        words = torch.stack([network(image).float().softmax(1) for network in self.averages.values()])
-        return torch.einsum("n,n...->...", self.shares(), words)
+        return torch.einsum("n,n...->...", self.shares(), torch.stack(self.words(image)))

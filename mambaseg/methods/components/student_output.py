@@ -1,9 +1,12 @@
 """What a student said about a batch, computed once and shared by all loss terms."""
 
 from functools import cached_property
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+
+from mambaseg.datamodules.batch import Batch
 
 
 class StudentOutput:
@@ -38,3 +41,18 @@ class StudentOutput:
 def mean_probabilities(outputs: list[StudentOutput]) -> Tensor:
     """Return the mean of the students' probabilities, (B, K, *S), without gradient."""
     return torch.stack([output.probabilities.detach() for output in outputs]).mean(0)
+
+
+def rows_of(batch: Batch, outputs: dict[str, StudentOutput], rows: list[int]) -> tuple[Batch, dict[str, StudentOutput]]:
+    """Return some samples of a batch with the students' outputs on them.
+
+    Args:
+        batch: A batch.
+        outputs: The students' outputs on it.
+        rows: The samples wanted.
+    """
+    index = torch.tensor(rows, device=batch["image"].device)
+    part: dict[str, Any] = {key: value[index] for key, value in batch.items() if isinstance(value, Tensor)}
+    part["case_id"] = [batch["case_id"][row] for row in rows]
+    part_outputs = {name: StudentOutput(o.logits[index], o.decoded[index]) for name, o in outputs.items()}
+    return cast(Batch, part), part_outputs

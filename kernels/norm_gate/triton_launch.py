@@ -1,0 +1,134 @@
+"""Host side of the Triton kernels: tiles, launches, and the sums over shares."""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+from torch import Tensor
+
+from mambaseg.kernels.backend import ScanBackendError
+from mambaseg.kernels.launch import inner_contiguous, on_device, refuse_float64
+from mambaseg.kernels.norm_gate.triton_kernels import norm_gate_bwd_kernel, norm_gate_fwd_kernel
+
+MOST_CHANNELS = 1 << 14
+"""Wider rows would not fit in the registers of a multiprocessor."""
+MOST_PROGRAMS = 2048
+"""Programs of a backward pass; each leaves a share of the weight's gradient to add."""
+FEWEST_BLOCKS = 4
+"""Blocks of rows that a program of a backward pass takes, so that shares stay small beside the rows."""
+FORWARD_VALUES, BACKWARD_VALUES = 16, 8
+"""Values of each tensor that a lane holds: what leaves registers for enough warps, a backward pass holding more."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """What a program holds at once; it depends on the channels alone, so a new length or batch compiles nothing.
+
+    Attributes:
+        rows: Rows.
+        channels: A power of two not below the channels.
+        warps: Warps; narrow rows lie in one warp, whose sums need no shared memory.
+    """
+
+    rows: int
+    channels: int
+    warps: int
+
+
+def choose_tile(channels: int, values: int) -> Tile:
+    """Choose the tile for rows of so many channels.
+
+    Args:
+        channels: Channels of a row.
+        values: Values of a tensor that a lane shall hold.
+
+    Raises:
+        ScanBackendError: Rows are too wide.
+    """
+    if channels > MOST_CHANNELS:
+        raise ScanBackendError(
+            f"merge_norm_gate on a GPU takes at most {MOST_CHANNELS} channels, not {channels}: "
+            "set MAMBASEG_SCAN_BACKEND=cpu to run the torch path there"
+        )
+    padded = triton.next_power_of_2(channels)
+    rows = max(1, 32 * values // padded)
+    return Tile(rows, padded, min(32, max(1, rows * padded // (32 * values))))
+
+
+def forward(
+    y: Tensor, z: Tensor, weight: Tensor, bias: Tensor, eps: float, save: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Sum the directions, normalise, gate; arguments and results of ``plain.forward``."""
+    refuse_float64("merge_norm_gate", y, z, weight, bias)
+    batch, length, directions, channels = y.shape
+    tile = choose_tile(channels, FORWARD_VALUES)
+    y, z = inner_contiguous(y), inner_contiguous(z)
+    save_merged = save and directions > 1
+    rows = batch * length
+    out = torch.empty(batch, length, channels, dtype=z.dtype, device=y.device)
+    mean, rstd = (torch.empty(batch, length, dtype=torch.float32, device=y.device) for _ in range(2))
+    merged = torch.empty((batch, length, channels) if save_merged else (0,), dtype=y.dtype, device=y.device)
+    with on_device(y.device):
+        norm_gate_fwd_kernel[(triton.cdiv(rows, tile.rows),)](
+            y,
+            z,
+            weight.contiguous(),
+            bias.contiguous(),
+            out,
+            mean,
+            rstd,
+            merged if save_merged else out,
+            *y.stride()[:3],
+            *z.stride()[:2],
+            eps,
+            rows,
+            length,
+            channels,
+            G=directions,
+            SAVE_MERGED=save_merged,
+            ROWS=tile.rows,
+            BLOCK=tile.channels,
+            num_warps=tile.warps,
+        )
+    return out, mean, rstd, merged
+
+
+def backward(
+    grad_out: Tensor, merged: Tensor, z: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Differentiate ``forward``; arguments and results of ``plain.backward``."""
+    batch, length, channels = z.shape
+    tile = choose_tile(channels, BACKWARD_VALUES)
+    grad_out, merged, z = (inner_contiguous(tensor) for tensor in (grad_out, merged, z))
+    rows = batch * length
+    blocks = triton.cdiv(rows, tile.rows)
+    row_blocks = max(FEWEST_BLOCKS, triton.cdiv(blocks, MOST_PROGRAMS))
+    programs = triton.cdiv(blocks, row_blocks)
+    grad_merged = torch.empty(batch, length, channels, dtype=merged.dtype, device=z.device)
+    grad_z = torch.empty(batch, length, channels, dtype=z.dtype, device=z.device)
+    shares = torch.empty(programs, 2, channels, dtype=torch.float32, device=z.device)
+    with on_device(z.device):
+        norm_gate_bwd_kernel[(programs,)](
+            grad_out,
+            merged,
+            z,
+            weight.contiguous(),
+            bias.contiguous(),
+            mean,
+            rstd,
+            grad_merged,
+            grad_z,
+            shares,
+            *grad_out.stride()[:2],
+            *merged.stride()[:2],
+            *z.stride()[:2],
+            rows,
+            length,
+            row_blocks,
+            channels,
+            ROWS=tile.rows,
+            BLOCK=tile.channels,
+            num_warps=tile.warps,
+        )
+    grad_weight, grad_bias = (shares[:, parameter].sum(0) for parameter in range(2))
+    return grad_merged, grad_z, grad_weight, grad_bias

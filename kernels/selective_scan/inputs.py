@@ -1,0 +1,60 @@
+"""What a grouped scan computes from, as one record, and the step sizes' projection from a low rank."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mambaseg.kernels.accumulation import state_dtype
+
+
+@dataclass(frozen=True)
+class ScanInputs:
+    """The arguments of ``grouped_scan``, which says what each holds."""
+
+    u: Tensor
+    delta: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    D: Tensor | None = None
+    delta_bias: Tensor | None = None
+    dt_weight: Tensor | None = None
+    delta_softplus: bool = False
+    map_height: int = 0
+
+    @property
+    def state_dtype(self) -> torch.dtype:
+        """Type the state accumulates in: float64 when an input is float64, else float32."""
+        return state_dtype(
+            self.u, self.delta, self.A, self.B, self.C, self.D, self.delta_bias, self.dt_weight
+        )
+
+    @property
+    def d_state(self) -> int:
+        """States of a channel, N."""
+        return self.A.shape[-1]
+
+    @property
+    def rank(self) -> int:
+        """Coefficients that a step size is made of; 0 when step sizes are given themselves."""
+        return 0 if self.dt_weight is None else self.dt_weight.shape[-1]
+
+    def step_sizes(self) -> Tensor:
+        """Return the step sizes before bias and softplus, (batch, L, G, D), projected if need be."""
+        return self.delta if self.dt_weight is None else project_up(self.delta, self.dt_weight)
+
+
+def project_up(coefficients: Tensor, weight: Tensor) -> Tensor:
+    """Map step sizes from their rank up to the channels: one batched product, whose result is used as it lies.
+
+    Args:
+        coefficients: (batch, L, G, R).
+        weight: (G, D, R).
+
+    Returns:
+        (batch, L, G, D), groups outermost in memory.
+    """
+    by_group = coefficients.flatten(0, 1).transpose(0, 1)
+    delta = torch.bmm(by_group, weight.to(coefficients.dtype).transpose(1, 2))
+    return torch.unflatten(delta, 1, coefficients.shape[:2]).permute(1, 2, 0, 3)

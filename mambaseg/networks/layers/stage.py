@@ -1,0 +1,39 @@
+"""A stack of blocks at one resolution."""
+
+from collections.abc import Iterable
+
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+
+class Stage(nn.Module):
+    """Blocks on channels-last maps, then an optional resampling layer.
+
+    Args:
+        blocks: From (B, H, W, C) to (B, H, W, C) each.
+        downsample: Layer after the blocks on the way down.
+        upsample: Layer after the blocks on the way up.
+        checkpointing: Recompute the blocks in the backward pass instead of keeping their activations.
+    """
+
+    def __init__(
+        self,
+        blocks: Iterable[nn.Module],
+        downsample: nn.Module | None = None,
+        upsample: nn.Module | None = None,
+        checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.checkpointing = checkpointing
+        self.blocks = nn.ModuleList(blocks)
+        self.downsample = downsample
+        self.upsample = upsample
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the resampled map of ``x`` (B, H, W, C)."""
+        for block in self.blocks:
+            x = checkpoint(block, x, use_reentrant=False) if self.checkpointing and self.training else block(x)
+        for resample in (self.downsample, self.upsample):
+            if resample is not None:
+                x = resample(x)
+        return x

@@ -1,0 +1,95 @@
+"""Random inputs of the operators around the scan."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def _draw(seed: int, device: str) -> Any:
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int, dtype: torch.dtype) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(device, dtype)
+
+    return draw
+
+
+def convolution_inputs(
+    batch: int,
+    dim: int,
+    length: int,
+    width: int,
+    dtype: torch.dtype = torch.float64,
+    device: str = "cpu",
+    bias: bool = True,
+    initial: bool = False,
+    channels_last: bool = True,
+    requires_grad: bool = True,
+) -> dict[str, Any]:
+    """Draw the arguments of ``causal_conv1d``; parameters stay float32 where activations are half.
+
+    Channels-last inputs are halves of a wider tensor, as the projection before the convolution gives them.
+    """
+    draw = _draw(length * 1000 + dim, device)
+    wide = torch.promote_types(dtype, torch.float32)
+    if channels_last:
+        x = draw(batch, length, 2 * dim, dtype=dtype)[..., :dim].transpose(1, 2)
+    else:
+        x = draw(batch, dim, length, dtype=dtype)
+    inputs = {
+        "x": x,
+        "weight": draw(dim, width, dtype=wide),
+        "bias": draw(dim, dtype=wide) if bias else None,
+        "initial_states": draw(batch, dim, width - 1, dtype=dtype) if initial else None,
+    }
+    return {name: value if value is None else value.requires_grad_(requires_grad) for name, value in inputs.items()}
+
+
+def update_inputs(
+    batch: int,
+    dim: int,
+    d_state: int,
+    groups: int | None = None,
+    dtype: torch.dtype = torch.float64,
+    device: str = "cpu",
+    options: bool = True,
+) -> dict[str, Any]:
+    """Draw the arguments of ``selective_state_update``; the state and the parameters are never half."""
+    draw = _draw(dim * 100 + d_state, device)
+    wide = torch.promote_types(dtype, torch.float32)
+    matrices = (batch, d_state) if groups is None else (batch, groups, d_state)
+    return {
+        "state": draw(batch, dim, d_state, dtype=wide),
+        "x": draw(batch, dim, dtype=dtype),
+        "dt": draw(batch, dim, dtype=dtype),
+        "A": -draw(dim, d_state, dtype=wide).abs() - 0.1,
+        "B": draw(*matrices, dtype=dtype),
+        "C": draw(*matrices, dtype=dtype),
+        "D": draw(dim, dtype=wide) if options else None,
+        "z": draw(batch, 2 * dim, dtype=dtype)[:, dim:] if options else None,
+        "dt_bias": draw(dim, dtype=wide) - 3 if options else None,
+        "dt_softplus": True,
+    }
+
+
+def norm_gate_inputs(
+    batch: int,
+    length: int,
+    directions: int,
+    channels: int,
+    dtype: torch.dtype = torch.float64,
+    gate_dtype: torch.dtype | None = None,
+    device: str = "cpu",
+    requires_grad: bool = True,
+) -> dict[str, Tensor]:
+    """Draw the arguments of ``merge_norm_gate``; z is half of a wider tensor, parameters are never half."""
+    draw = _draw(length * 1000 + channels, device)
+    wide = torch.promote_types(dtype, torch.float32)
+    inputs = {
+        "y": draw(batch, length, directions, channels, dtype=dtype) + 0.5,
+        "z": draw(batch, length, 2 * channels, dtype=gate_dtype or dtype)[..., channels:],
+        "weight": draw(channels, dtype=wide),
+        "bias": draw(channels, dtype=wide),
+    }
+    return {name: value.requires_grad_(requires_grad) for name, value in inputs.items()}

@@ -1,0 +1,232 @@
+"""The operators around the scan on a GPU: run with ``pytest -m gpu tests/kernels -n 0``."""
+
+import pytest
+import torch
+
+from mambaseg.kernels import selective_scan
+from mambaseg.kernels.causal_conv1d import causal_conv1d, causal_conv1d_reference, causal_conv1d_update
+from mambaseg.kernels.norm_gate import merge_norm_gate, merge_norm_gate_reference
+from mambaseg.kernels.selective_state_update import selective_state_update, selective_state_update_reference
+from tests.kernels.block_cases import convolution_inputs, norm_gate_inputs, update_inputs
+from tests.kernels.scan_cases import assert_close, gradients, in_float64, scan_inputs
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+
+PRECISION = {torch.float32: (1e-5, 1e-4), torch.bfloat16: (1e-2, 1e-2), torch.float16: (2e-3, 5e-3)}
+STAGES = [(2, 3136, 192), (2, 784, 384), (2, 196, 768), (2, 49, 1536)]
+
+
+@pytest.fixture
+def _poisoned(monkeypatch):
+    """Allocate outputs full of NaN: an address that no program writes shows."""
+    empty = torch.empty
+
+    def poisoned(*shape, **options):
+        tensor = empty(*shape, **options)
+        return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
+
+    monkeypatch.setattr(torch, "empty", poisoned)
+
+
+def _compare(operator, reference, inputs, dtype, **options):
+    tolerance, gradient_tolerance = PRECISION[dtype]
+    truth_inputs = in_float64(inputs)
+    out, truth = operator(**inputs, **options), reference(**truth_inputs, **options)
+    assert_close("out", out, truth, tolerance)
+    expected = gradients(truth, truth_inputs)
+    for name, grad in gradients(out, inputs).items():
+        assert grad.dtype == inputs[name].dtype
+        assert_close(f"d{name}", grad, expected[name], gradient_tolerance)
+
+
+@pytest.mark.parametrize(("batch", "length", "dim"), [*STAGES, (1, 16384, 96), (3, 1000, 35)])
+@pytest.mark.parametrize("dtype", list(PRECISION))
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.usefixtures("_poisoned")
+def test_convolution_shapes_and_types(batch, length, dim, dtype, channels_last):
+    inputs = convolution_inputs(batch, dim, length, 4, dtype=dtype, device="cuda", channels_last=channels_last)
+    _compare(causal_conv1d, causal_conv1d_reference, inputs, dtype, activation="silu")
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("length", [1, 2, 7, 16, 63, 100])
+@pytest.mark.parametrize("initial", [True, False])
+@pytest.mark.usefixtures("_poisoned")
+def test_convolution_widths(width, length, initial):
+    inputs = convolution_inputs(3, 35, length, width, dtype=torch.float32, device="cuda", initial=initial and width > 1)
+    _compare(causal_conv1d, causal_conv1d_reference, inputs, torch.float32, activation="silu")
+
+
+@pytest.mark.parametrize("options", [{"bias": False}, {"initial": True}])
+@pytest.mark.parametrize("activation", [None, "silu"])
+def test_convolution_options(options, activation):
+    inputs = convolution_inputs(2, 50, 77, 4, dtype=torch.float32, device="cuda", **options)
+    _compare(causal_conv1d, causal_conv1d_reference, inputs, torch.float32, activation=activation)
+
+
+@pytest.mark.parametrize("dtype", list(PRECISION))
+def test_convolution_steps(dtype):
+    inputs = convolution_inputs(3, 200, 20, 4, dtype=dtype, device="cuda", requires_grad=False)
+    expected = causal_conv1d(**inputs, activation="silu")
+    state = torch.zeros(3, 200, 4, device="cuda", dtype=dtype)
+    for t in range(20):
+        out = causal_conv1d_update(inputs["x"][..., t], state, inputs["weight"], inputs["bias"], "silu")
+        assert_close(f"step {t}", out, expected[..., t], PRECISION[dtype][0])
+    assert torch.equal(state, inputs["x"][..., -4:])
+
+
+@pytest.mark.parametrize(
+    ("dim", "d_state", "groups"), [(1536, 16, None), (70, 16, 2), (35, 5, 5), (50, 1, 1), (9, 256, 1)]
+)
+@pytest.mark.parametrize("dtype", list(PRECISION))
+@pytest.mark.parametrize("options", [True, False])
+def test_state_update(dim, d_state, groups, dtype, options):
+    inputs = update_inputs(3, dim, d_state, groups, dtype=dtype, device="cuda", options=options)
+    truth_inputs = in_float64(inputs)
+    truth_inputs["state"].requires_grad_(False)
+    truth = selective_state_update_reference(**truth_inputs)
+    assert_close("out", selective_state_update(**inputs), truth.detach(), PRECISION[dtype][0])
+    assert_close("state", inputs["state"], truth_inputs["state"], 1e-5)
+
+
+@pytest.mark.parametrize("groups", [None, 4])
+def test_state_update_repeats_the_scan(groups):
+    inputs = scan_inputs(2, 48, 25, 16, groups, dtype=torch.float32, device="cuda", gate=True, requires_grad=False)
+    expected, last = selective_scan(**inputs, delta_softplus=True, return_last_state=True)
+    state = torch.zeros_like(last)
+    for t in range(25):
+        x, dt, B, C, z = (inputs[name][..., t] for name in ("u", "delta", "B", "C", "z"))
+        out = selective_state_update(state, x, dt, inputs["A"], B, C, inputs["D"], z, inputs["delta_bias"], True)
+        assert_close(f"step {t}", out, expected[..., t], 1e-5)
+    assert_close("last state", state, last, 1e-5)
+
+
+@pytest.mark.parametrize(("batch", "length", "channels"), [*STAGES, (1, 7, 33), (3, 1000, 100), (1, 5, 4100)])
+@pytest.mark.parametrize("directions", [1, 4])
+@pytest.mark.parametrize(
+    ("dtype", "gate_dtype"),
+    [
+        (torch.float32, torch.float32),
+        (torch.bfloat16, torch.bfloat16),
+        (torch.float16, torch.float16),
+        (torch.float32, torch.bfloat16),
+    ],
+)
+@pytest.mark.usefixtures("_poisoned")
+def test_norm_gate(batch, length, channels, directions, dtype, gate_dtype):
+    inputs = norm_gate_inputs(batch, length, directions, channels, dtype, gate_dtype, device="cuda")
+    _compare(merge_norm_gate, merge_norm_gate_reference, inputs, gate_dtype)
+
+
+def test_norm_gate_of_any_strides():
+    inputs = norm_gate_inputs(2, 60, 4, 48, dtype=torch.float32, device="cuda")
+    inputs["y"] = inputs["y"].detach().permute(2, 1, 0, 3).contiguous().permute(2, 1, 0, 3).requires_grad_()
+    inputs["z"] = inputs["z"].detach().transpose(0, 2).contiguous().transpose(0, 2).requires_grad_()
+    _compare(merge_norm_gate, merge_norm_gate_reference, inputs, torch.float32)
+
+
+def test_same_call_twice_is_bit_equal():
+    runs = []
+    for _ in range(2):
+        inputs = convolution_inputs(4, 384, 784, 4, dtype=torch.float32, device="cuda", initial=True)
+        out = causal_conv1d(**inputs, activation="silu")
+        gate_inputs = norm_gate_inputs(4, 784, 4, 384, dtype=torch.float32, device="cuda")
+        gated = merge_norm_gate(**gate_inputs)
+        runs.append([out, gated, *gradients(out, inputs).values(), *gradients(gated, gate_inputs).values()])
+    assert all(torch.equal(first, second) for first, second in zip(*runs, strict=True))
+
+
+def _skip_without_memory(gib):
+    if torch.cuda.mem_get_info()[0] < gib * 2**30:
+        pytest.skip(f"needs {gib} GiB of free GPU memory")
+
+
+def test_convolution_beyond_32_bits():
+    _skip_without_memory(24)
+    length, dim = 2**24 + 40, 128
+    x = torch.zeros(1, length, dim, device="cuda", dtype=torch.bfloat16)
+    x[:, -64:] = torch.randn(1, 64, dim, device="cuda")
+    weight = torch.randn(dim, 4, device="cuda")
+    x.requires_grad_()
+    out = causal_conv1d(x.transpose(1, 2), weight, activation="silu")
+    tail = x.detach()[:, -64:].transpose(1, 2).double().cpu().requires_grad_()
+    truth = causal_conv1d_reference(tail, weight.double().cpu(), activation="silu")
+    assert_close("out", out[..., -64:], truth, 1e-2)
+    (grad,) = torch.autograd.grad(out, x, torch.ones_like(out))
+    (expected,) = torch.autograd.grad(truth.sum(), tail)
+    assert_close("dx", grad[:, -64:].transpose(1, 2), expected, 1e-2)
+
+
+def test_norm_gate_beyond_32_bits():
+    _skip_without_memory(48)
+    length, channels = 2**24 + 40, 128
+    y = torch.zeros(1, length, 1, channels, device="cuda", dtype=torch.bfloat16)
+    y[:, -64:] = torch.randn(1, 64, 1, channels, device="cuda")
+    z = torch.ones(1, length, channels, device="cuda", dtype=torch.bfloat16)
+    weight, bias = torch.randn(2, channels, device="cuda")
+    y.requires_grad_()
+    out = merge_norm_gate(y, z, weight, bias)
+    tail = y.detach()[:, -64:].double().cpu().requires_grad_()
+    truth = merge_norm_gate_reference(tail, z[:, -64:].double().cpu(), weight.double().cpu(), bias.double().cpu())
+    assert_close("out", out[:, -64:], truth, 1e-2)
+    upstream = torch.zeros_like(out)
+    upstream[:, -64:] = torch.randn(1, 64, channels, device="cuda")
+    (grad,) = torch.autograd.grad(out, y, upstream)
+    (expected,) = torch.autograd.grad(truth, tail, upstream[:, -64:].double().cpu())
+    assert_close("dy", grad[:, -64:], expected, 1e-2)
+
+
+def test_new_lengths_compile_nothing():
+    from mambaseg.kernels.causal_conv1d.triton_kernels import causal_conv1d_bwd_kernel, causal_conv1d_fwd_kernel
+    from mambaseg.kernels.norm_gate.triton_kernels import norm_gate_bwd_kernel, norm_gate_fwd_kernel
+
+    kernels = (causal_conv1d_fwd_kernel, causal_conv1d_bwd_kernel, norm_gate_fwd_kernel, norm_gate_bwd_kernel)
+
+    def run(length):
+        inputs = convolution_inputs(2, 64, length, 4, dtype=torch.float32, device="cuda")
+        gradients(causal_conv1d(**inputs, activation="silu"), inputs)
+        gate_inputs = norm_gate_inputs(2, length, 4, 64, dtype=torch.float32, device="cuda")
+        gradients(merge_norm_gate(**gate_inputs), gate_inputs)
+        return [sum(len(cache[0]) for cache in kernel.device_caches.values()) for kernel in kernels]
+
+    compiled = run(100)
+    assert all(run(length) == compiled for length in (2, 16, 17, 49, 256, 1000))
+
+
+def test_compiles_with_inductor():
+    inputs = norm_gate_inputs(2, 49, 4, 96, dtype=torch.float32, device="cuda")
+    sequence = convolution_inputs(2, 96, 49, 4, dtype=torch.float32, device="cuda")
+
+    def block(tensors, sequence):
+        return merge_norm_gate(**tensors) + causal_conv1d(**sequence, activation="silu").transpose(1, 2)
+
+    out, expected = torch.compile(block, fullgraph=True)(inputs, sequence), block(inputs, sequence)
+    assert_close("out", out, expected, 1e-5)
+    truth = gradients(expected, inputs | sequence)
+    for name, grad in gradients(out, inputs | sequence).items():
+        assert_close(f"d{name}", grad, truth[name], 1e-4)
+
+
+def test_opcheck():
+    from mambaseg.kernels.causal_conv1d.op import causal_conv1d_forward, causal_conv1d_step
+    from mambaseg.kernels.norm_gate.op import norm_gate_forward
+    from mambaseg.kernels.selective_state_update.op import selective_state_step
+
+    x, weight, bias, states = convolution_inputs(
+        2, 5, 9, 4, dtype=torch.float32, device="cuda", initial=True, channels_last=False
+    ).values()
+    x = x.detach().transpose(1, 2).contiguous().requires_grad_()
+    torch.library.opcheck(causal_conv1d_forward, (x, weight, bias, states, True))
+    step = (torch.randn(2, 5), torch.randn(2, 5, 4), torch.randn(5, 4), torch.randn(5))
+    torch.library.opcheck(causal_conv1d_step, (*(tensor.cuda() for tensor in step), True))
+    gate = norm_gate_inputs(2, 3, 4, 5, dtype=torch.float32, device="cuda").values()
+    torch.library.opcheck(norm_gate_forward, (*gate, 1e-5, True))
+    update = update_inputs(2, 6, 3, groups=2, dtype=torch.float32, device="cuda").values()
+    torch.library.opcheck(selective_state_step, tuple(update))
+
+
+def test_float64_is_refused_with_the_fix():
+    with pytest.raises(RuntimeError, match="MAMBASEG_SCAN_BACKEND=cpu"):
+        causal_conv1d(**convolution_inputs(1, 4, 5, 2, device="cuda"))
+    with pytest.raises(RuntimeError, match="MAMBASEG_SCAN_BACKEND=cpu"):
+        merge_norm_gate(**norm_gate_inputs(1, 4, 5, 2, device="cuda"))

@@ -1,0 +1,184 @@
+"""The Triton kernels around the scan, run in Python by Triton's interpreter: test_blocks_interpreter.py collects them.
+
+The interpreter has to be chosen before Triton is imported, and serves CPU tensors.
+"""
+
+import pytest
+import torch
+
+from mambaseg.kernels.causal_conv1d import (
+    causal_conv1d,
+    causal_conv1d_reference,
+    causal_conv1d_update,
+    causal_conv1d_update_reference,
+)
+from mambaseg.kernels.causal_conv1d import triton_launch as convolution_launch
+from mambaseg.kernels.norm_gate import merge_norm_gate, merge_norm_gate_reference
+from mambaseg.kernels.norm_gate import triton_launch as norm_gate_launch
+from mambaseg.kernels.selective_state_update import selective_state_update, selective_state_update_reference
+from mambaseg.kernels.selective_state_update import triton_launch as update_launch
+from tests.kernels.block_cases import convolution_inputs, norm_gate_inputs, update_inputs
+from tests.kernels.scan_cases import assert_close, gradients, in_float64
+
+
+@pytest.fixture(autouse=True)
+def _count_launches(monkeypatch):
+    """Fail a case whose calls were served by anything but the Triton kernels."""
+    launches = []
+
+    def counted(function):
+        return lambda *arguments: launches.append(1) or function(*arguments)
+
+    for module, name in (
+        (convolution_launch, "forward"),
+        (convolution_launch, "update"),
+        (norm_gate_launch, "forward"),
+        (update_launch, "update"),
+    ):
+        monkeypatch.setattr(module, name, counted(getattr(module, name)))
+    yield
+    assert launches
+
+
+@pytest.fixture
+def _poisoned(monkeypatch):
+    """Allocate outputs full of NaN: an address that no program writes shows."""
+    empty = torch.empty
+
+    def poisoned(*shape, **options):
+        tensor = empty(*shape, **options)
+        return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
+
+    monkeypatch.setattr(torch, "empty", poisoned)
+
+
+def _compare(operator, reference, inputs, tolerance, **options):
+    truth_inputs = in_float64(inputs)
+    out, truth = operator(**inputs, **options), reference(**truth_inputs, **options)
+    assert_close("out", out, truth, tolerance)
+    expected = gradients(truth, truth_inputs)
+    for name, grad in gradients(out, inputs).items():
+        assert_close(f"d{name}", grad, expected[name], tolerance)
+
+
+@pytest.mark.parametrize(
+    ("batch", "dim", "length", "width"), [(1, 3, 1, 4), (2, 67, 19, 4), (1, 2, 41, 3), (2, 5, 9, 2)]
+)
+@pytest.mark.parametrize("initial", [True, False])
+@pytest.mark.usefixtures("_poisoned")
+def test_convolution(batch, dim, length, width, initial):
+    inputs = convolution_inputs(batch, dim, length, width, dtype=torch.float32, initial=initial)
+    _compare(causal_conv1d, causal_conv1d_reference, inputs, 1e-5, activation="silu")
+
+
+@pytest.mark.parametrize(("width", "length"), [(1, 9), (7, 3), (9, 20)])
+def test_convolution_of_other_widths(width, length):
+    inputs = convolution_inputs(1, 3, length, width, dtype=torch.float32, initial=width > 1)
+    _compare(causal_conv1d, causal_conv1d_reference, inputs, 1e-5, activation="silu")
+
+
+@pytest.mark.parametrize("activation", [None, "silu"])
+def test_convolution_without_bias_in_time_order(activation):
+    inputs = convolution_inputs(1, 5, 35, 4, dtype=torch.float32, bias=False, channels_last=False)
+    _compare(causal_conv1d, causal_conv1d_reference, inputs, 1e-5, activation=activation)
+
+
+def test_convolution_in_one_segment_and_in_many(monkeypatch):
+    for wanted in (1, 1000):
+        monkeypatch.setattr(convolution_launch, "WANTED_PROGRAMS", wanted)
+        inputs = convolution_inputs(1, 3, 70, 4, dtype=torch.float32, initial=True)
+        _compare(causal_conv1d, causal_conv1d_reference, inputs, 1e-5, activation="silu")
+
+
+def test_convolution_of_half_inputs():
+    inputs = convolution_inputs(1, 4, 9, 4, dtype=torch.bfloat16, initial=True)
+    _compare(causal_conv1d, causal_conv1d_reference, inputs, 1e-2, activation="silu")
+
+
+@pytest.mark.parametrize(("width", "state_length", "bias"), [(4, 4, True), (4, 3, False), (2, 5, True), (1, 1, True)])
+def test_convolution_step(width, state_length, bias):
+    inputs = convolution_inputs(2, 131, state_length + 1, width, dtype=torch.float32, bias=bias, requires_grad=False)
+    x, state = inputs["x"][..., -1], inputs["x"][..., :-1]
+    truth_state = state.double()
+    wide = in_float64({name: inputs[name] for name in ("weight", "bias")})
+    truth = causal_conv1d_update_reference(x.double(), truth_state, *wide.values(), "silu")
+    out = causal_conv1d_update(x, state, inputs["weight"], inputs["bias"], "silu")
+    assert_close("out", out, truth, 1e-5)
+    assert torch.equal(state.double(), truth_state)
+
+
+@pytest.mark.parametrize(("dim", "d_state", "groups"), [(3, 2, None), (70, 16, 2), (6, 5, 3), (1, 1, 1)])
+@pytest.mark.parametrize("options", [True, False])
+def test_state_update(dim, d_state, groups, options):
+    inputs = update_inputs(2, dim, d_state, groups, dtype=torch.float32, options=options)
+    truth_inputs = in_float64(inputs)
+    truth_inputs["state"].requires_grad_(False)
+    truth = selective_state_update_reference(**truth_inputs)
+    assert_close("out", selective_state_update(**inputs), truth.detach(), 1e-5)
+    assert_close("state", inputs["state"], truth_inputs["state"], 1e-5)
+
+
+def test_state_update_in_a_strided_cache():
+    inputs = update_inputs(2, 5, 3, dtype=torch.float32)
+    cache = torch.zeros(2, 3, 5, 2)
+    view = cache[..., 0].transpose(1, 2).copy_(inputs["state"])
+    out = selective_state_update(**inputs | {"state": view})
+    assert torch.equal(out, selective_state_update(**inputs))
+    assert torch.equal(view, inputs["state"])
+    assert not cache[..., 1].any()
+
+
+@pytest.mark.parametrize(
+    ("batch", "length", "directions", "channels"), [(1, 1, 1, 1), (2, 7, 4, 5), (1, 3, 2, 192), (3, 11, 1, 33)]
+)
+@pytest.mark.usefixtures("_poisoned")
+def test_norm_gate(batch, length, directions, channels):
+    inputs = norm_gate_inputs(batch, length, directions, channels, dtype=torch.float32)
+    if channels == 1:
+        expected = inputs["bias"] * torch.nn.functional.silu(inputs["z"])
+        torch.testing.assert_close(merge_norm_gate(**inputs), expected)
+        return
+    _compare(merge_norm_gate, merge_norm_gate_reference, inputs, 1e-5)
+
+
+def test_norm_gate_of_rows_in_several_programs(monkeypatch):
+    monkeypatch.setattr(norm_gate_launch, "FEWEST_BLOCKS", 1)
+    monkeypatch.setattr(norm_gate_launch, "MOST_PROGRAMS", 3)
+    inputs = norm_gate_inputs(2, 7, 4, 200, dtype=torch.float32)
+    _compare(merge_norm_gate, merge_norm_gate_reference, inputs, 1e-5)
+
+
+def test_norm_gate_keeps_accuracy_at_a_large_mean():
+    inputs = norm_gate_inputs(1, 5, 1, 24, dtype=torch.float32)
+    inputs["y"] = (inputs["y"].detach() + 100).requires_grad_()
+    _compare(merge_norm_gate, merge_norm_gate_reference, inputs, 1e-4)
+
+
+@pytest.mark.parametrize(("dtype", "gate_dtype"), [(torch.bfloat16, torch.bfloat16), (torch.float32, torch.bfloat16)])
+def test_norm_gate_of_half_inputs(dtype, gate_dtype):
+    _compare(merge_norm_gate, merge_norm_gate_reference, norm_gate_inputs(1, 5, 4, 24, dtype, gate_dtype), 1e-2)
+
+
+def test_norm_gate_of_any_strides():
+    inputs = norm_gate_inputs(2, 6, 4, 10, dtype=torch.float32)
+    inputs["y"] = inputs["y"].detach().permute(2, 1, 0, 3).contiguous().permute(2, 1, 0, 3).requires_grad_()
+    inputs["z"] = inputs["z"].detach().transpose(0, 2).contiguous().transpose(0, 2).requires_grad_()
+    _compare(merge_norm_gate, merge_norm_gate_reference, inputs, 1e-5)
+
+
+def test_same_call_twice_is_bit_equal():
+    runs = []
+    for _ in range(2):
+        inputs = convolution_inputs(1, 4, 40, 4, dtype=torch.float32)
+        out = causal_conv1d(**inputs, activation="silu")
+        gate_inputs = norm_gate_inputs(2, 9, 4, 24, dtype=torch.float32)
+        gated = merge_norm_gate(**gate_inputs)
+        runs.append([out, gated, *gradients(out, inputs).values(), *gradients(gated, gate_inputs).values()])
+    assert all(torch.equal(first, second) for first, second in zip(*runs, strict=True))
+
+
+def test_float64_is_refused_with_the_fix():
+    with pytest.raises(RuntimeError, match="causal_conv1d compute in float32"):
+        causal_conv1d(**convolution_inputs(1, 3, 5, 4))
+    with pytest.raises(RuntimeError, match="merge_norm_gate compute in float32"):
+        merge_norm_gate(**norm_gate_inputs(1, 3, 2, 4))
