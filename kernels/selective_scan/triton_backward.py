@@ -33,11 +33,14 @@ from mambaseg.kernels.selective_scan.triton_tile import (
     channel_index,
     collect,
     fold,
+    in_float32,
     is_server,
     load_by_channel,
-    load_matrix_row,
+    load_rows,
     load_served_channels,
     load_states,
+    row_at,
+    served_tile,
     share,
     store_by_channel,
     store_served_channels,
@@ -113,6 +116,10 @@ def selective_scan_bwd_kernel(
     SERVED: tl.constexpr = STEPS // (STEPS if STEPS < SPLIT else SPLIT)
     PIECES: tl.constexpr = STATES // WIDEST if STATES > WIDEST else 1
     PARTS: tl.constexpr = BLOCK_R // WIDEST if BLOCK_R > WIDEST else (1 if BLOCK_R else 0)
+    TILE: tl.constexpr = CHANNELS * PIECES
+    # Steps whose gradients of B and C fill the lanes that own different channels.
+    FIT: tl.constexpr = LANES // SPLIT // (2 * STATES) if 2 * STATES < LANES // SPLIT else 1
+    JOINT: tl.constexpr = FIT if FIT < STEPS else STEPS
     blocks = tl.cdiv(channels, LANES // SPLIT * CHANNELS)
     program = tl.program_id(0)
     block = program % blocks
@@ -165,23 +172,34 @@ def selective_scan_bwd_kernel(
         u_ptr, u_step, delta_ptr, delta_step, positions, first, start, end, lane, channel, channels, RANK, BLOCK_R, STEPS, CHANNELS, SPLIT
     )  # fmt: skip
     dys = load_served_channels(grad_out_ptr, served, alive, grad_out_step, channel, channels, SERVED, CHANNELS)
+    Bs = load_rows(B_ptr, positions, B_step, lane, N, BLOCK_N, STEPS, SPLIT)
+    Cs = load_rows(C_ptr, positions, C_step, lane, N, BLOCK_N, STEPS, SPLIT)
+    states_ptr += (batch * chunks * groups + group) * channels * N
+    chunk_width = groups * channels.to(tl.int64) * N
+    before = load_states(
+        states_ptr + first // CHUNK * chunk_width, N, channel, lane, channels, N, BLOCK_N, CHANNELS, SPLIT
+    )  # fmt: skip
     for block_from_end in range(step_blocks):
         first = start + (step_blocks - 1 - block_from_end) * STEPS
         chunk_start = first // CHUNK * CHUNK
-        state_ptr = states_ptr + ((batch * chunks + first // CHUNK) * groups + group) * N * channels
         if CHUNK > STEPS:
             if (block_from_end == 0) | (first + STEPS == chunk_start + CHUNK):
-                h = load_states(state_ptr, N, channel, lane, channels, N, BLOCK_N, CHANNELS, SPLIT)
-                recompute_states(
-                    scratch_ptr, h, u_ptr, u_step, delta_ptr, delta_step, B_ptr, B_step, weights, bias, A2, path,
+                before = load_states(
+                    states_ptr + first // CHUNK * chunk_width, N, channel, lane, channels, N, BLOCK_N, CHANNELS, SPLIT
+                )  # fmt: skip
+                before = recompute_states(
+                    scratch_ptr, before, u_ptr, u_step, delta_ptr, delta_step, B_ptr, B_step, weights, bias, A2, path,
                     chunk_start, first, start, end, lane, channel, channels,
                     N, RANK, BLOCK_R, MAP, SOFTPLUS, WIDE, STEPS, BLOCK_N, CHANNELS, SPLIT,
                 )  # fmt: skip
-            before = load_scratch(
-                scratch_ptr, (first - chunk_start) // STEPS, lane, STATES // PIECES, CHANNELS * PIECES
+            next_before = load_scratch(
+                scratch_ptr, tl.maximum((first - chunk_start) // STEPS - 1, 0), lane, STATES // PIECES, TILE
             )  # fmt: skip
         else:
-            before = load_states(state_ptr, N, channel, lane, channels, N, BLOCK_N, CHANNELS, SPLIT)
+            next_before = load_states(
+                states_ptr + tl.maximum(first // CHUNK - 1, 0) * chunk_width, N, channel, lane, channels,
+                N, BLOCK_N, CHANNELS, SPLIT,
+            )  # fmt: skip
         next_positions, place = walk_back(path, place, STEPS, MAP)
         next_positions = keep_inside(next_positions, first - STEPS, start, end, STEPS, WIDE)
         next_served, next_alive, next_us, next_deltas = read_block(
@@ -191,37 +209,41 @@ def selective_scan_bwd_kernel(
         next_dys = load_served_channels(
             grad_out_ptr, next_served, next_alive, grad_out_step, channel, channels, SERVED, CHANNELS
         )  # fmt: skip
+        next_Bs = load_rows(B_ptr, next_positions, B_step, lane, N, BLOCK_N, STEPS, SPLIT)
+        next_Cs = load_rows(C_ptr, next_positions, C_step, lane, N, BLOCK_N, STEPS, SPLIT)
 
         raws, dts = step_sizes(deltas, weights, bias, alive, SOFTPLUS, BLOCK_R, SERVED, CHANNELS)
+        us = served_tile(us, SERVED, CHANNELS)
+        dys = served_tile(dys, SERVED, CHANNELS)
         xs = multiply(dts, us, SERVED * CHANNELS)
-        Bs = ()
-        for i in tl.static_range(STEPS):
-            Bs = Bs + (load_matrix_row(B_ptr + positions[i] * B_step, lane, N, BLOCK_N, SPLIT),)
         states = (before,)
         decays = ()
         for i in tl.static_range(STEPS):
             dt = share(dts, i, lane, STEPS, CHANNELS, SPLIT)
             x = share(xs, i, lane, STEPS, CHANNELS, SPLIT)
-            after, decay = advance(states[i], dt, x, Bs[i], A2, PIECES, CHANNELS)
+            after, decay = advance(states[i], dt, x, row_at(Bs, i, PIECES), A2, PIECES, CHANNELS)
             states = states + (after,)
             decays = decays + (decay,)
         x_shares = ()
         dt_shares = ()
         row_shares = ()
         for i in tl.static_range(STEPS - 1, -1, -1):
-            C = load_matrix_row(C_ptr + positions[i] * C_step, lane, N, BLOCK_N, SPLIT)
             dt = share(dts, i, lane, STEPS, CHANNELS, SPLIT)
             x = share(xs, i, lane, STEPS, CHANNELS, SPLIT)
             dy = share(dys, i, lane, STEPS, CHANNELS, SPLIT)
             carry, grad_A, grad_x, grad_dt, grad_row = step_back(
-                carry, grad_A, states[i], states[i + 1], decays[i], dt, x, dy, Bs[i], C, A2, PIECES, CHANNELS
+                carry, grad_A, states[i], states[i + 1], decays[i], dt, x, dy,
+                row_at(Bs, i, PIECES), row_at(Cs, i, PIECES), A2, PIECES, CHANNELS,
             )  # fmt: skip
             x_shares = grad_x + x_shares
             dt_shares = grad_dt + dt_shares
             row_shares = grad_row + row_shares
-        store_matrix_gradients(
-            grad_rows_ptr, row_shares, positions, groups * row_width, first, end, lane, N, STEPS, BLOCK_N, SPLIT
-        )  # fmt: skip
+            if i % JOINT == 0:
+                store_matrix_gradients(
+                    grad_rows_ptr, row_shares, positions, i, groups * row_width, first, end, lane,
+                    N, JOINT, BLOCK_N, SPLIT,
+                )  # fmt: skip
+                row_shares = ()
         grad_xs = collect(x_shares, lane, STEPS, CHANNELS, SPLIT)
         grad_dts = collect(dt_shares, lane, STEPS, CHANNELS, SPLIT)
         grad_us = ()
@@ -240,7 +262,9 @@ def selective_scan_bwd_kernel(
         grad_bias = add_steps(grad_bias, grad_deltas, SERVED, CHANNELS)
         store_served_channels(grad_u_ptr, grad_us, served, stores, width, channel, channels, SERVED, CHANNELS)
         if RANK:
-            grad_weights = grow_weights(grad_weights, grad_deltas, deltas, PARTS, SERVED, CHANNELS)
+            grad_weights = grow_weights(
+                grad_weights, grad_deltas, in_float32(deltas, PARTS * SERVED), PARTS, SERVED, CHANNELS
+            )  # fmt: skip
             store_coefficient_gradients(
                 grad_rows_ptr + 2 * N, grad_deltas, weights, served, stores, groups * row_width, lane,
                 RANK, BLOCK_R, SERVED, CHANNELS, SPLIT,
@@ -253,6 +277,9 @@ def selective_scan_bwd_kernel(
         us = next_us
         dys = next_dys
         deltas = next_deltas
+        Bs = next_Bs
+        Cs = next_Cs
+        before = next_before
 
     row = (batch * segments + segment) * groups + group
     store_states(grad_A_ptr + row * N * channels, grad_A, N, channel, lane, channels, N, BLOCK_N, CHANNELS, SPLIT)
@@ -272,31 +299,41 @@ def recompute_states(scratch_ptr, h, u_ptr, u_step, delta_ptr, delta_step, B_ptr
                      chunk_start, last, start, end, lane, channel, channels, N: tl.constexpr, RANK: tl.constexpr,
                      BLOCK_R: tl.constexpr, MAP: tl.constexpr, SOFTPLUS: tl.constexpr, WIDE: tl.constexpr, STEPS: tl.constexpr,
                      BLOCK_N: tl.constexpr, CHANNELS: tl.constexpr, SPLIT: tl.constexpr):  # fmt: skip
-    """Walk a chunk from its first state, and write the states before each block of steps up to ``last``'s."""
+    """Walk a chunk from its first state; write the states before each block up to ``last``'s, and return those."""
     STATES: tl.constexpr = BLOCK_N // SPLIT
     SERVED: tl.constexpr = STEPS // (STEPS if STEPS < SPLIT else SPLIT)
     PIECES: tl.constexpr = STATES // WIDEST if STATES > WIDEST else 1
+    TILE: tl.constexpr = CHANNELS * PIECES
     tl.debug_barrier()
-    store_scratch(scratch_ptr, 0, h, lane, STATES // PIECES, CHANNELS * PIECES)
-    place = find_step(path, chunk_start, MAP)
+    store_scratch(scratch_ptr, 0, h, lane, STATES // PIECES, TILE)
+    positions, place = walk(path, find_step(path, chunk_start, MAP), STEPS, MAP)
+    positions = keep_inside(positions, chunk_start, start, end, STEPS, WIDE)
+    served, alive, us, deltas = read_block(
+        u_ptr, u_step, delta_ptr, delta_step, positions, chunk_start, start, end, lane, channel, channels,
+        RANK, BLOCK_R, STEPS, CHANNELS, SPLIT,
+    )  # fmt: skip
+    Bs = load_rows(B_ptr, positions, B_step, lane, N, BLOCK_N, STEPS, SPLIT)
     for first in range(chunk_start, last, STEPS):
         positions, place = walk(path, place, STEPS, MAP)
-        positions = keep_inside(positions, first, start, end, STEPS, WIDE)
-        served, alive, us, deltas = read_block(
-            u_ptr, u_step, delta_ptr, delta_step, positions, first, start, end, lane, channel, channels,
+        positions = keep_inside(positions, first + STEPS, start, end, STEPS, WIDE)
+        served, next_alive, next_us, next_deltas = read_block(
+            u_ptr, u_step, delta_ptr, delta_step, positions, first + STEPS, start, end, lane, channel, channels,
             RANK, BLOCK_R, STEPS, CHANNELS, SPLIT,
         )  # fmt: skip
+        next_Bs = load_rows(B_ptr, positions, B_step, lane, N, BLOCK_N, STEPS, SPLIT)
         dts = step_sizes(deltas, weights, bias, alive, SOFTPLUS, BLOCK_R, SERVED, CHANNELS)[1]
-        xs = multiply(dts, us, SERVED * CHANNELS)
+        xs = multiply(dts, served_tile(us, SERVED, CHANNELS), SERVED * CHANNELS)
         for i in tl.static_range(STEPS):
-            B = load_matrix_row(B_ptr + positions[i] * B_step, lane, N, BLOCK_N, SPLIT)
             dt = share(dts, i, lane, STEPS, CHANNELS, SPLIT)
             x = share(xs, i, lane, STEPS, CHANNELS, SPLIT)
-            h = advance(h, dt, x, B, A2, PIECES, CHANNELS)[0]
-        store_scratch(
-            scratch_ptr, (first - chunk_start) // STEPS + 1, h, lane, STATES // PIECES, CHANNELS * PIECES
-        )  # fmt: skip
+            h = advance(h, dt, x, row_at(Bs, i, PIECES), A2, PIECES, CHANNELS)[0]
+        store_scratch(scratch_ptr, (first - chunk_start) // STEPS + 1, h, lane, STATES // PIECES, TILE)
+        alive = next_alive
+        us = next_us
+        deltas = next_deltas
+        Bs = next_Bs
     tl.debug_barrier()
+    return h
 
 
 @triton.jit
@@ -337,38 +374,30 @@ def step_back(carry, grad_A, before, after, decays, dt, x, dy, B, C, A2, PIECES:
 
 
 @triton.jit
-def store_matrix_gradients(pointer, shares, positions, stride, first, end, lane, N: tl.constexpr, STEPS: tl.constexpr,
-                           BLOCK_N: tl.constexpr, SPLIT: tl.constexpr):  # fmt: skip
-    """Sum shares of dB and dC over the channels of the block, and store (2, N) at every step of the block.
+def store_matrix_gradients(pointer, shares, positions, step: tl.constexpr, stride, first, end, lane, N: tl.constexpr,
+                           JOINT: tl.constexpr, BLOCK_N: tl.constexpr, SPLIT: tl.constexpr):  # fmt: skip
+    """Sum shares of dB and dC over the channels of the block, and store (2, N) at ``JOINT`` steps from ``step`` on.
 
-    ``shares`` holds pieces (W, 32), those of a step's dB and then of its dC, step after step. Where a step has fewer
-    values than there are lanes that own different channels, several steps are summed at once.
+    ``shares`` holds pieces (W, 32), those of a step's dB and then of its dC, step after step.
     """
     STATES: tl.constexpr = BLOCK_N // SPLIT
     WIDTH: tl.constexpr = STATES if STATES < WIDEST else WIDEST
     OWNERS: tl.constexpr = LANES // SPLIT
-    FIT: tl.constexpr = OWNERS // (2 * STATES) if 2 * STATES < OWNERS else 1
-    JOINT: tl.constexpr = FIT if FIT < STEPS else STEPS
     COUNT: tl.constexpr = JOINT * 2 * STATES // WIDTH
     TENSORS: tl.constexpr = COUNT // OWNERS if COUNT > OWNERS else 1
     ROWS: tl.constexpr = WIDTH if COUNT >= OWNERS else (WIDTH * COUNT // OWNERS if WIDTH * COUNT > OWNERS else 1)
     TWINS: tl.constexpr = OWNERS // (COUNT * WIDTH) if COUNT * WIDTH < OWNERS else 1
     owner = lane % OWNERS
-    for part in tl.static_range(STEPS // JOINT):
-        values = ()
-        for i in tl.static_range(COUNT):
-            values = values + (shares[part * COUNT + i],)
-        sums = fold(values, lane, COUNT, WIDTH, OWNERS, OWNERS // 2)
-        for left in tl.static_range(TENSORS):
-            index = ((owner // TWINS * TENSORS + left) * ROWS)[None, :] + tl.arange(0, ROWS)[:, None]
-            step = index // (2 * STATES)
-            position = positions[part * JOINT] + tl.zeros([ROWS, LANES], positions[0].dtype)
-            for i in tl.static_range(1, JOINT):
-                position = tl.where(step == i, positions[part * JOINT + i], position)
-            value = index % (2 * STATES)
-            n = (lane // OWNERS * STATES)[None, :] + value % STATES
-            mask = (owner % TWINS == 0)[None, :] & (n < N) & (first + part * JOINT + step < end)
-            tl.store(pointer + position * stride + (value // STATES * N + n), sums[left], mask=mask)
+    sums = fold(shares, lane, COUNT, WIDTH, OWNERS, OWNERS // 2)
+    for left in tl.static_range(TENSORS):
+        index = ((owner // TWINS * TENSORS + left) * ROWS)[None, :] + tl.arange(0, ROWS)[:, None]
+        position = positions[step] + tl.zeros([ROWS, LANES], positions[step].dtype)
+        for i in tl.static_range(1, JOINT):
+            position = tl.where(index // (2 * STATES) == i, positions[step + i], position)
+        value = index % (2 * STATES)
+        n = (lane // OWNERS * STATES)[None, :] + value % STATES
+        mask = (owner % TWINS == 0)[None, :] & (n < N) & (first + step + index // (2 * STATES) < end)
+        tl.store(pointer + position * stride + (value // STATES * N + n), sums[left], mask=mask)
 
 
 @triton.jit

@@ -35,7 +35,9 @@ from mambaseg.kernels.selective_scan.triton_tile import (
     collect,
     is_server,
     load_by_channel,
-    load_matrix_row,
+    load_rows,
+    row_at,
+    served_tile,
     share,
     store_by_channel,
     store_served_channels,
@@ -131,6 +133,8 @@ def selective_scan_fwd_kernel(
     served, alive, us, deltas = read_block(
         u_ptr, u_step, delta_ptr, delta_step, positions, start, start, end, lane, channel, channels, RANK, BLOCK_R, STEPS, CHANNELS, SPLIT
     )  # fmt: skip
+    Bs = load_rows(B_ptr, positions, B_step, lane, N, BLOCK_N, STEPS, SPLIT)
+    Cs = load_rows(C_ptr, positions, C_step, lane, N, BLOCK_N, STEPS, SPLIT)
     for first in range(start, end, STEPS):
         if (save_states > 0) & (first % CHUNK == 0):
             row = (batch * chunks + first // CHUNK) * groups + group
@@ -144,16 +148,18 @@ def selective_scan_fwd_kernel(
             RANK, BLOCK_R, STEPS, CHANNELS, SPLIT,
         )  # fmt: skip
 
+        next_Bs = load_rows(B_ptr, next_positions, B_step, lane, N, BLOCK_N, STEPS, SPLIT)
+        next_Cs = load_rows(C_ptr, next_positions, C_step, lane, N, BLOCK_N, STEPS, SPLIT)
+
         dts = step_sizes(deltas, weights, bias, alive, SOFTPLUS, BLOCK_R, SERVED, CHANNELS)[1]
+        us = served_tile(us, SERVED, CHANNELS)
         xs = multiply(dts, us, SERVED * CHANNELS)
         shares = ()
         for i in tl.static_range(STEPS):
-            B = load_matrix_row(B_ptr + positions[i] * B_step, lane, N, BLOCK_N, SPLIT)
-            C = load_matrix_row(C_ptr + positions[i] * C_step, lane, N, BLOCK_N, SPLIT)
             dt = share(dts, i, lane, STEPS, CHANNELS, SPLIT)
             x = share(xs, i, lane, STEPS, CHANNELS, SPLIT)
-            h = advance(h, dt, x, B, A2, PIECES, CHANNELS)[0]
-            shares = shares + read_out(h, C, PIECES, CHANNELS)
+            h = advance(h, dt, x, row_at(Bs, i, PIECES), A2, PIECES, CHANNELS)[0]
+            shares = shares + read_out(h, row_at(Cs, i, PIECES), PIECES, CHANNELS)
         ys = collect(shares, lane, STEPS, CHANNELS, SPLIT)
         outs = ()
         stores = ()
@@ -167,6 +173,8 @@ def selective_scan_fwd_kernel(
         alive = next_alive
         us = next_us
         deltas = next_deltas
+        Bs = next_Bs
+        Cs = next_Cs
     if segment == segments - 1:
         last_row = (batch * groups + group) * channels * N
         store_states(last_ptr + last_row, h, N, channel, lane, channels, N, BLOCK_N, CHANNELS, SPLIT)
@@ -253,30 +261,40 @@ def segment_ends_kernel(
         place = walk(path, find_step(path, start + (step_blocks - 1) * STEPS, MAP), STEPS, MAP)[1]
     else:
         place = find_step(path, start, MAP)
+    # The block to walk next is read one ahead: STEPS further on, or back when ADJOINT.
+    first = start + (step_blocks - 1) * STEPS if ADJOINT else start
+    positions, place = walk_back(path, place, STEPS, MAP) if ADJOINT else walk(path, place, STEPS, MAP)
+    positions = keep_inside(positions, first, start, end, STEPS, WIDE)
+    served, alive, xs, deltas = read_block(
+        x_ptr, x_step, delta_ptr, delta_step, positions, first, start, end, lane, channel, channels,
+        RANK, BLOCK_R, STEPS, CHANNELS, SPLIT,
+    )  # fmt: skip
+    rows = load_rows(matrix_ptr, positions, matrix_step, lane, N, BLOCK_N, STEPS, SPLIT)
     for step_block in range(step_blocks):
-        if ADJOINT:
-            first = start + (step_blocks - 1 - step_block) * STEPS
-            positions, place = walk_back(path, place, STEPS, MAP)
-        else:
-            first = start + step_block * STEPS
-            positions, place = walk(path, place, STEPS, MAP)
+        first += -STEPS if ADJOINT else STEPS
+        positions, place = walk_back(path, place, STEPS, MAP) if ADJOINT else walk(path, place, STEPS, MAP)
         positions = keep_inside(positions, first, start, end, STEPS, WIDE)
-        served, alive, xs, deltas = read_block(
+        served, next_alive, next_xs, next_deltas = read_block(
             x_ptr, x_step, delta_ptr, delta_step, positions, first, start, end, lane, channel, channels,
             RANK, BLOCK_R, STEPS, CHANNELS, SPLIT,
         )  # fmt: skip
+        next_rows = load_rows(matrix_ptr, positions, matrix_step, lane, N, BLOCK_N, STEPS, SPLIT)
         dts = step_sizes(deltas, weights, bias, alive, SOFTPLUS, BLOCK_R, SERVED, CHANNELS)[1]
+        xs = served_tile(xs, SERVED, CHANNELS)
         if not ADJOINT:
             xs = multiply(dts, xs, SERVED * CHANNELS)
         dt_sums = add_steps(dt_sums, dts, SERVED, CHANNELS)
         for i in tl.static_range(STEPS - 1 if ADJOINT else 0, -1 if ADJOINT else STEPS, -1 if ADJOINT else 1):
-            matrix = load_matrix_row(matrix_ptr + positions[i] * matrix_step, lane, N, BLOCK_N, SPLIT)
             dt = share(dts, i, lane, STEPS, CHANNELS, SPLIT)
             x = share(xs, i, lane, STEPS, CHANNELS, SPLIT)
             if ADJOINT:
-                h = retreat(h, dt, x, matrix, A2, PIECES, CHANNELS)
+                h = retreat(h, dt, x, row_at(rows, i, PIECES), A2, PIECES, CHANNELS)
             else:
-                h = advance(h, dt, x, matrix, A2, PIECES, CHANNELS)[0]
+                h = advance(h, dt, x, row_at(rows, i, PIECES), A2, PIECES, CHANNELS)[0]
+        alive = next_alive
+        xs = next_xs
+        deltas = next_deltas
+        rows = next_rows
     row = (batch * segments + segment) * groups + group
     store_states(
         ends_ptr + row * N * channels, h, N, channel, lane, channels, N, BLOCK_N, CHANNELS, SPLIT

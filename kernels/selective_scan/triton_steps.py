@@ -11,10 +11,12 @@ from mambaseg.kernels.selective_scan.triton_tile import (
     LANES,
     WIDEST,
     for_served_steps,
+    in_float32,
     load_by_channel,
     load_served,
     load_served_channels,
     load_states,
+    served_tile,
     step_group,
 )
 from mambaseg.kernels.triton_math import LOG2_E, softplus
@@ -120,7 +122,7 @@ def load_weights(pointer, channel, lane, channels, BLOCK_R: tl.constexpr, CHANNE
 @triton.jit
 def load_deltas(pointer, positions, alive, stride, channel, channels, RANK: tl.constexpr, BLOCK_R: tl.constexpr,
                 SERVED: tl.constexpr, CHANNELS: tl.constexpr):  # fmt: skip
-    """Load what step sizes are made of: a served tile of ``delta``, or pieces (W, 32) of coefficients, piece by piece."""
+    """Load what step sizes are made of, as it is: channels of ``delta``, or pieces (W, 32) of coefficients by piece."""
     if BLOCK_R:
         WIDTH: tl.constexpr = BLOCK_R if BLOCK_R < WIDEST else WIDEST
         values = ()
@@ -136,7 +138,7 @@ def load_deltas(pointer, positions, alive, stride, channel, channels, RANK: tl.c
 def read_block(u_ptr, u_step, delta_ptr, delta_step, positions, first, start, end, lane, channel, channels,
                RANK: tl.constexpr, BLOCK_R: tl.constexpr, STEPS: tl.constexpr, CHANNELS: tl.constexpr,
                SPLIT: tl.constexpr):  # fmt: skip
-    """Return the positions of the steps a lane serves, whether they lie in [start, end), and their u and deltas."""
+    """Return the positions of the steps a lane serves, whether they lie in [start, end), and their u and deltas as loaded."""
     SERVED: tl.constexpr = STEPS // (STEPS if STEPS < SPLIT else SPLIT)
     served = for_served_steps(positions, lane, STEPS, SPLIT)
     alive = served_alive(first, start, end, lane, STEPS, SPLIT)
@@ -152,6 +154,7 @@ def step_sizes(deltas, weights, bias, alive, SOFTPLUS: tl.constexpr, BLOCK_R: tl
                CHANNELS: tl.constexpr):  # fmt: skip
     """Return biased deltas and dt of the served steps, a served tile each."""
     PARTS: tl.constexpr = BLOCK_R // WIDEST if BLOCK_R > WIDEST else 1
+    deltas = in_float32(deltas, PARTS * SERVED) if BLOCK_R else served_tile(deltas, SERVED, CHANNELS)
     raws = ()
     dts = ()
     for q in tl.static_range(SERVED):

@@ -121,24 +121,38 @@ def join_rows(rows, ROWS: tl.constexpr):
 
 @triton.jit
 def load_served(pointer, positions, alive, stride, column, columns, SERVED: tl.constexpr):
-    """Load columns (X, 32) of the row of each step a lane serves, in float32; zeros outside."""
+    """Load columns (X, 32) of the row of each step a lane serves, as they are; zeros outside."""
     values = ()
     for q in tl.static_range(SERVED):
         mask = alive[q][None, :] & (column < columns)
-        value = tl.load(pointer + (positions[q] * stride)[None, :] + column, mask=mask, other=0.0)
-        values = values + (value.to(tl.float32),)
+        values = values + (tl.load(pointer + (positions[q] * stride)[None, :] + column, mask=mask, other=0.0),)
     return values
+
+
+@triton.jit
+def in_float32(values, COUNT: tl.constexpr):
+    """Convert what was loaded; not at once, as a conversion waits for its load."""
+    converted = ()
+    for i in tl.static_range(COUNT):
+        converted = converted + (values[i].to(tl.float32),)
+    return converted
 
 
 @triton.jit
 def load_served_channels(pointer, positions, alive, stride, channel, channels, SERVED: tl.constexpr,
                          CHANNELS: tl.constexpr):  # fmt: skip
-    """Load a served tile."""
-    column = channel + tl.arange(0, CHANNELS)[:, None]
-    tiles = load_served(pointer, positions, alive, stride, column, channels, SERVED)
+    """Load the channels (C, 32) at each step a lane serves, as they are."""
+    return load_served(
+        pointer, positions, alive, stride, channel + tl.arange(0, CHANNELS)[:, None], channels, SERVED
+    )  # fmt: skip
+
+
+@triton.jit
+def served_tile(loaded, SERVED: tl.constexpr, CHANNELS: tl.constexpr):
+    """Turn what ``load_served_channels`` loaded into a served tile in float32."""
     values = ()
     for q in tl.static_range(SERVED):
-        values = values + rows_of(tiles[q], CHANNELS)
+        values = values + rows_of(loaded[q].to(tl.float32), CHANNELS)
     return values
 
 
@@ -193,15 +207,30 @@ def collect(shares, lane, STEPS: tl.constexpr, CHANNELS: tl.constexpr, SPLIT: tl
 
 
 @triton.jit
-def load_matrix_row(pointer, lane, N: tl.constexpr, BLOCK_N: tl.constexpr, SPLIT: tl.constexpr):
-    """Load a lane's states' values of one row of B or C in float32, as pieces (<= WIDEST, 32); zeros past ``N``."""
+def load_rows(pointer, positions, stride, lane, N: tl.constexpr, BLOCK_N: tl.constexpr, STEPS: tl.constexpr,
+              SPLIT: tl.constexpr):  # fmt: skip
+    """Load a lane's states' values of the rows of B or C of a block of steps, as they are; zeros past ``N``.
+
+    Returns a tuple, step by step, of pieces (W, 32).
+    """
     STATES: tl.constexpr = BLOCK_N // SPLIT
     WIDTH: tl.constexpr = STATES if STATES < WIDEST else WIDEST
+    rows = ()
+    for i in tl.static_range(STEPS):
+        row = pointer + positions[i] * stride
+        for part in tl.static_range(STATES // WIDTH):
+            state = (lane // (LANES // SPLIT) * STATES + part * WIDTH)[None, :] + tl.arange(0, WIDTH)[:, None]
+            piece = tl.load(row + state) if N == BLOCK_N else tl.load(row + state, mask=state < N, other=0.0)
+            rows = rows + (piece,)
+    return rows
+
+
+@triton.jit
+def row_at(rows, step: tl.constexpr, PIECES: tl.constexpr):
+    """Return the pieces of one step from what ``load_rows`` loaded, in float32."""
     pieces = ()
-    for part in tl.static_range(STATES // WIDTH):
-        state = (lane // (LANES // SPLIT) * STATES + part * WIDTH)[None, :] + tl.arange(0, WIDTH)[:, None]
-        piece = tl.load(pointer + state) if N == BLOCK_N else tl.load(pointer + state, mask=state < N, other=0.0)
-        pieces = pieces + (piece.to(tl.float32),)
+    for p in tl.static_range(PIECES):
+        pieces = pieces + (rows[step * PIECES + p].to(tl.float32),)
     return pieces
 
 
