@@ -9,6 +9,7 @@ from mambaseg.kernels.norm_gate import merge_norm_gate
 from mambaseg.kernels.selective_scan import selective_scan
 from mambaseg.kernels.selective_state_update import selective_state_update
 from mambaseg.kernels.ss2d import ss2d
+from mambaseg.kernels.ss3d import ss3d
 
 __all__ = [
     "causal_conv1d",
@@ -19,4 +20,5 @@ __all__ = [
     "selective_scan",
     "selective_state_update",
     "ss2d",
+    "ss3d",
 ]

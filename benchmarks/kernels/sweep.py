@@ -142,7 +142,9 @@ def check(variant: Variant, dtype: torch.dtype, backward: bool) -> str:
     torch.manual_seed(1)
     inputs = draw(2, 80, 23 * 31, dtype, 23, variant.rank)
     values = {field.name: getattr(inputs, field.name) for field in fields(inputs)}
-    wide = ScanInputs(**{name: value.double() if isinstance(value, Tensor) else value for name, value in values.items()})
+    wide = ScanInputs(
+        **{name: value.double() if isinstance(value, Tensor) else value for name, value in values.items()}
+    )
     grad = torch.randn_like(inputs.u)
     truth = chunked.forward(wide, variant.chunk, True)
     result = triton_launch.forward(inputs, variant.chunk, True)
@@ -228,7 +230,9 @@ def main() -> None:
                     passes = calls(inputs[shape, variant.rank], variant.chunk)
                     cells.append(f"{time_ms(passes[mode], cache, arguments.repeats):.3f}")
                 error = check(variant, DTYPES[dtype], job.backward)
-                print(f"{mode:<9}{dtype:<6}{job.name:<17}" + "".join(f"{cell:>10}" for cell in cells), error, flush=True)
+                print(
+                    f"{mode:<9}{dtype:<6}{job.name:<17}" + "".join(f"{cell:>10}" for cell in cells), error, flush=True
+                )
     shares = (f"{time_shares(*SHAPES[shape], cache, arguments.repeats):>10.3f}" for shape in arguments.shapes)
     print(f"{'shares':<9}{'fp32':<23}" + "".join(shares))
 

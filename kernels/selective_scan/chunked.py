@@ -14,7 +14,6 @@ from torch.nn import functional as F
 
 from mambaseg.kernels.selective_scan.inputs import ScanInputs
 from mambaseg.kernels.selective_scan.recurrence import recur_
-from mambaseg.kernels.selective_scan.reference import reading_order
 
 STEP_ELEMENTS = 1 << 15
 """States handled by one step: larger batches are cut, so that a chunk stays in the processor's cache."""
@@ -126,7 +125,7 @@ class _Sequences:
     @classmethod
     def prepare(cls, inputs: ScanInputs) -> "_Sequences":
         u, dtype = inputs.u, inputs.state_dtype
-        order = reading_order(u.shape[1], u.shape[2], inputs.map_height, u.device) if inputs.map_height else None
+        order = inputs.reading_order()
         ordered = [_in_order(tensor, order, dtype) for tensor in (u, inputs.step_sizes(), inputs.B, inputs.C)]
         sequence, raw_dt = ordered[:2]
         if inputs.delta_bias is not None:

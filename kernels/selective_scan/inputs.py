@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from mambaseg.kernels.accumulation import state_dtype
+from mambaseg.kernels.cross_scan.positions import DIRECTIONS, scan_positions
 
 
 @dataclass(frozen=True)
@@ -20,15 +21,14 @@ class ScanInputs:
     D: Tensor | None = None
     delta_bias: Tensor | None = None
     dt_weight: Tensor | None = None
+    order: Tensor | None = None
     delta_softplus: bool = False
     map_height: int = 0
 
     @property
     def state_dtype(self) -> torch.dtype:
         """Type the state accumulates in: float64 when an input is float64, else float32."""
-        return state_dtype(
-            self.u, self.delta, self.A, self.B, self.C, self.D, self.delta_bias, self.dt_weight
-        )
+        return state_dtype(self.u, self.delta, self.A, self.B, self.C, self.D, self.delta_bias, self.dt_weight)
 
     @property
     def d_state(self) -> int:
@@ -39,6 +39,25 @@ class ScanInputs:
     def rank(self) -> int:
         """Coefficients that a step size is made of; 0 when step sizes are given themselves."""
         return 0 if self.dt_weight is None else self.dt_weight.shape[-1]
+
+    def reading_order(self) -> Tensor | None:
+        """Return the position that each group reads at each step, (G, L) int64; None where that is the step itself.
+
+        Raises:
+            ValueError: ``map_height`` does not fit L or G, or ``order`` has not (G, L) entries.
+        """
+        length, groups = self.u.shape[1:3]
+        if self.order is not None:
+            if self.order.shape != (groups, length):
+                raise ValueError(f"order has shape {tuple(self.order.shape)} where {(groups, length)} is needed")
+            return self.order.long()
+        if self.map_height == 0:
+            return None
+        if groups != DIRECTIONS or length % self.map_height:
+            raise ValueError(
+                f"a map of height {self.map_height} takes 4 groups and whole rows, not {groups} of length {length}"
+            )
+        return scan_positions(self.map_height, length // self.map_height, self.u.device)
 
     def step_sizes(self) -> Tensor:
         """Return the step sizes before bias and softplus, (batch, L, G, D), projected if need be."""

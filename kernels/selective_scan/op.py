@@ -48,6 +48,7 @@ def grouped_scan(
     D: Tensor | None = None,
     delta_bias: Tensor | None = None,
     dt_weight: Tensor | None = None,
+    order: Tensor | None = None,
     delta_softplus: bool = False,
     map_height: int = 0,
 ) -> tuple[Tensor, Tensor]:
@@ -63,9 +64,11 @@ def grouped_scan(
         D: Skip weights, (G, D).
         delta_bias: Added to ``delta`` before the softplus, (G, D).
         dt_weight: Maps coefficients to step sizes, (G, D, R).
+        order: The position that each group reads and writes at each step, (G, L) int32, a permutation for each group;
+            None when that is the step itself.
         delta_softplus: Pass step sizes through softplus.
-        map_height: 0 when L is time. Otherwise L is a row-major map of that height, G is 4, and group k walks it in
-            direction k of ``cross_scan``; every input and output stays in map order.
+        map_height: The four orders of ``cross_scan`` without a table: L is a row-major map of that height, G is 4, and
+            group k walks it in direction k. 0 otherwise. Every input and output stays in map order.
 
     Returns:
         out (batch, L, G, D) of ``u``'s type and the last state (batch, G, D, N), float32 (float64 for float64 inputs).
@@ -74,12 +77,12 @@ def grouped_scan(
         ScanBackendError: The implementation asked for cannot run here.
     """
     if backend.forced_backend() == "reference":
-        return grouped_scan_reference(u, delta, A, B, C, D, delta_bias, dt_weight, delta_softplus, map_height)
+        return grouped_scan_reference(u, delta, A, B, C, D, delta_bias, dt_weight, order, delta_softplus, map_height)
     if dt_weight is not None and dt_weight.shape[-1] > FUSED_RANK:
         delta, dt_weight = project_up(delta, dt_weight), None
     inputs = (u, delta, A, B, C, D, delta_bias, dt_weight)
     save_states = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs)
-    out, last_state, _ = selective_scan_forward(*inputs, delta_softplus, map_height, save_states)
+    out, last_state, _ = selective_scan_forward(*inputs, order, delta_softplus, map_height, save_states)
     return out, last_state
 
 
@@ -93,12 +96,13 @@ def selective_scan_forward(
     D: Tensor | None,
     delta_bias: Tensor | None,
     dt_weight: Tensor | None,
+    order: Tensor | None,
     delta_softplus: bool,
     map_height: int,
     save_states: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run ``grouped_scan`` with the implementation that serves the device, keeping states for the backward pass."""
-    inputs = ScanInputs(u, delta, A, B, C, D, delta_bias, dt_weight, delta_softplus, map_height)
+    inputs = ScanInputs(u, delta, A, B, C, D, delta_bias, dt_weight, order, delta_softplus, map_height)
     result: tuple[Tensor, Tensor, Tensor] = _implementation(u.device).forward(inputs, chunk_length(u, A), save_states)
     return result
 
@@ -115,12 +119,13 @@ def selective_scan_backward(
     D: Tensor | None,
     delta_bias: Tensor | None,
     dt_weight: Tensor | None,
+    order: Tensor | None,
     states: Tensor,
     delta_softplus: bool,
     map_height: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Run the backward pass with the implementation that serves the device."""
-    inputs = ScanInputs(u, delta, A, B, C, D, delta_bias, dt_weight, delta_softplus, map_height)
+    inputs = ScanInputs(u, delta, A, B, C, D, delta_bias, dt_weight, order, delta_softplus, map_height)
     result: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor] = _implementation(u.device).backward(
         grad_out, grad_last_state, inputs, states, chunk_length(u, A)
     )
@@ -143,6 +148,7 @@ def _forward_shapes(
     D: Tensor | None,
     delta_bias: Tensor | None,
     dt_weight: Tensor | None,
+    order: Tensor | None,
     delta_softplus: bool,
     map_height: int,
     save_states: bool,
@@ -171,6 +177,7 @@ def _backward_shapes(
     D: Tensor | None,
     delta_bias: Tensor | None,
     dt_weight: Tensor | None,
+    order: Tensor | None,
     states: Tensor,
     delta_softplus: bool,
     map_height: int,
@@ -204,11 +211,10 @@ def _differentiate(
         raise RuntimeError("selective_scan_forward ran with save_states=False, so it cannot be differentiated")
     if grad_out is None:
         grad_out = torch.zeros_like(tensors[0])
-    grads = selective_scan_backward(
-        grad_out, grad_last_state, *tensors, states, ctx.delta_softplus, ctx.map_height
-    )
-    typed = (None if tensor is None else grad.to(tensor.dtype) for tensor, grad in zip(tensors, grads, strict=True))
-    return (*typed, None, None, None)
+    grads = selective_scan_backward(grad_out, grad_last_state, *tensors, states, ctx.delta_softplus, ctx.map_height)
+    # The last tensor is the order, which has no gradient.
+    pairs = zip(tensors[:-1], grads, strict=True)
+    return (*(None if tensor is None else grad.to(tensor.dtype) for tensor, grad in pairs), None, None, None, None)
 
 
 selective_scan_forward.register_autograd(_differentiate, setup_context=_save_for_backward)

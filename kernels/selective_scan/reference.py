@@ -5,7 +5,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mambaseg.kernels.accumulation import state_dtype
-from mambaseg.kernels.cross_scan.positions import DIRECTIONS, scan_positions
 from mambaseg.kernels.selective_scan.inputs import ScanInputs
 
 
@@ -54,15 +53,18 @@ def grouped_scan_reference(
     D: Tensor | None = None,
     delta_bias: Tensor | None = None,
     dt_weight: Tensor | None = None,
+    order: Tensor | None = None,
     delta_softplus: bool = False,
     map_height: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Scan step by step; arguments and results of ``grouped_scan``."""
-    inputs = ScanInputs(u, delta, A, B, C, D, delta_bias, dt_weight, delta_softplus, map_height)
+    inputs = ScanInputs(u, delta, A, B, C, D, delta_bias, dt_weight, order, delta_softplus, map_height)
     dtype = inputs.state_dtype
     delta = inputs.step_sizes()
     batch, length, groups, channels = u.shape
-    steps = reading_order(length, groups, map_height, u.device)
+    steps = inputs.reading_order()
+    if steps is None:
+        steps = torch.arange(length, device=u.device).expand(groups, length)
     group_index = torch.arange(groups, device=u.device)
     decay_rate = A.to(dtype)
     state = torch.zeros(batch, groups, channels, A.shape[-1], dtype=dtype, device=u.device)
@@ -79,19 +81,3 @@ def grouped_scan_reference(
     out = torch.stack(outputs, dim=1)
     back = torch.argsort(steps, dim=1).t()
     return out[:, back, group_index].to(u.dtype), state
-
-
-def reading_order(length: int, groups: int, map_height: int, device: torch.device) -> Tensor:
-    """Return (groups, length) int64: the position that each group reads at each step.
-
-    Args:
-        length: Steps L.
-        groups: Groups G; four where ``map_height`` is given.
-        map_height: 0 when every group walks 0..L-1, else the height of the map that the four directions walk.
-        device: Where to put the table.
-    """
-    if map_height == 0:
-        return torch.arange(length, device=device).expand(groups, length)
-    if groups != DIRECTIONS or length % map_height:
-        raise ValueError(f"a map of height {map_height} takes 4 groups and whole rows, not {groups} of length {length}")
-    return scan_positions(map_height, length // map_height, device)

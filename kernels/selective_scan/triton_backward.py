@@ -6,7 +6,7 @@ segments after it pass back. README.md derives the formulas.
 
 # Triton reads these bodies as its own language, in which an annotation selects a specialisation.
 # mypy: ignore-errors
-# ruff: noqa: ANN001, ANN201, RUF005
+# ruff: noqa: ANN001, ANN201, RUF005, RUF059 (a tuple is unpacked whole)
 
 import triton
 import triton.language as tl
@@ -62,6 +62,7 @@ def selective_scan_bwd_kernel(
     C_ptr,  # (batch, L, G, N), state stride 1
     D_ptr,  # (G, D)
     bias_ptr,  # (G, D)
+    order_ptr,  # (G, L) int32, contiguous
     states_ptr,  # (batch, chunks, G, D, N), contiguous: states before each chunk
     ends_ptr,  # (batch, segments, G, D, N): what each segment passes back, had it been given no gradient
     dt_sums_ptr,  # (batch, segments, G, D): sums of dt over each segment
@@ -99,7 +100,7 @@ def selective_scan_bwd_kernel(
     N: tl.constexpr,
     RANK: tl.constexpr,
     BLOCK_R: tl.constexpr,
-    MAP: tl.constexpr,
+    ORDER: tl.constexpr,
     HAS_D: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_GRAD_LAST: tl.constexpr,
@@ -165,11 +166,12 @@ def selective_scan_bwd_kernel(
     chunks = tl.cdiv(length, CHUNK)
     step_blocks = tl.cdiv(end - start, STEPS)
     first = start + (step_blocks - 1) * STEPS
-    path = find_path(group, length, map_height, map_width, MAP)
-    place = find_step(path, first, MAP)
-    positions = keep_inside(walk(path, place, STEPS, MAP)[0], first, start, end, STEPS, WIDE)
+    path = find_path(group, length, map_height, map_width, order_ptr, ORDER)
+    place = find_step(path, first, ORDER)
+    positions = keep_inside(walk(path, place, STEPS, ORDER)[0], first, start, end, STEPS, WIDE)
     served, alive, us, deltas = read_block(
-        u_ptr, u_step, delta_ptr, delta_step, positions, first, start, end, lane, channel, channels, RANK, BLOCK_R, STEPS, CHANNELS, SPLIT
+        u_ptr, u_step, delta_ptr, delta_step, positions, first, start, end, lane, channel, channels,
+        RANK, BLOCK_R, STEPS, CHANNELS, SPLIT,
     )  # fmt: skip
     dys = load_served_channels(grad_out_ptr, served, alive, grad_out_step, channel, channels, SERVED, CHANNELS)
     Bs = load_rows(B_ptr, positions, B_step, lane, N, BLOCK_N, STEPS, SPLIT)
@@ -190,7 +192,7 @@ def selective_scan_bwd_kernel(
                 before = recompute_states(
                     scratch_ptr, before, u_ptr, u_step, delta_ptr, delta_step, B_ptr, B_step, weights, bias, A2, path,
                     chunk_start, first, start, end, lane, channel, channels,
-                    N, RANK, BLOCK_R, MAP, SOFTPLUS, WIDE, STEPS, BLOCK_N, CHANNELS, SPLIT,
+                    N, RANK, BLOCK_R, ORDER, SOFTPLUS, WIDE, STEPS, BLOCK_N, CHANNELS, SPLIT,
                 )  # fmt: skip
             next_before = load_scratch(
                 scratch_ptr, tl.maximum((first - chunk_start) // STEPS - 1, 0), lane, STATES // PIECES, TILE
@@ -200,7 +202,7 @@ def selective_scan_bwd_kernel(
                 states_ptr + tl.maximum(first // CHUNK - 1, 0) * chunk_width, N, channel, lane, channels,
                 N, BLOCK_N, CHANNELS, SPLIT,
             )  # fmt: skip
-        next_positions, place = walk_back(path, place, STEPS, MAP)
+        next_positions, place = walk_back(path, place, STEPS, ORDER)
         next_positions = keep_inside(next_positions, first - STEPS, start, end, STEPS, WIDE)
         next_served, next_alive, next_us, next_deltas = read_block(
             u_ptr, u_step, delta_ptr, delta_step, next_positions, first - STEPS, start, end, lane, channel, channels,
@@ -246,18 +248,12 @@ def selective_scan_bwd_kernel(
                 row_shares = ()
         grad_xs = collect(x_shares, lane, STEPS, CHANNELS, SPLIT)
         grad_dts = collect(dt_shares, lane, STEPS, CHANNELS, SPLIT)
-        grad_us = ()
-        grad_deltas = ()
+        grad_us, grad_deltas = served_gradients(
+            grad_xs, grad_dts, us, dts, dys, raws, skip, alive, SOFTPLUS, SERVED, CHANNELS
+        )  # fmt: skip
         stores = ()
         for q in tl.static_range(SERVED):
             stores = stores + (alive[q] & is_server(lane, STEPS, SPLIT),)
-            for c in tl.static_range(CHANNELS):
-                grad_x = grad_xs[q * CHANNELS + c]
-                grad_delta = grad_dts[q * CHANNELS + c] * LN_2 + grad_x * us[q * CHANNELS + c]
-                if SOFTPLUS:
-                    grad_delta *= tl.sigmoid(raws[q * CHANNELS + c])
-                grad_deltas = grad_deltas + (tl.where(alive[q][None, :], grad_delta, 0.0),)
-                grad_us = grad_us + (grad_x * dts[q * CHANNELS + c] + skip[c] * dys[q * CHANNELS + c],)
         grad_D = add_steps(grad_D, multiply(dys, us, SERVED * CHANNELS), SERVED, CHANNELS)
         grad_bias = add_steps(grad_bias, grad_deltas, SERVED, CHANNELS)
         store_served_channels(grad_u_ptr, grad_us, served, stores, width, channel, channels, SERVED, CHANNELS)
@@ -270,7 +266,9 @@ def selective_scan_bwd_kernel(
                 RANK, BLOCK_R, SERVED, CHANNELS, SPLIT,
             )  # fmt: skip
         else:
-            store_served_channels(grad_delta_ptr, grad_deltas, served, stores, width, channel, channels, SERVED, CHANNELS)
+            store_served_channels(
+                grad_delta_ptr, grad_deltas, served, stores, width, channel, channels, SERVED, CHANNELS
+            )  # fmt: skip
         positions = next_positions
         served = next_served
         alive = next_alive
@@ -297,8 +295,8 @@ def selective_scan_bwd_kernel(
 @triton.jit
 def recompute_states(scratch_ptr, h, u_ptr, u_step, delta_ptr, delta_step, B_ptr, B_step, weights, bias, A2, path,
                      chunk_start, last, start, end, lane, channel, channels, N: tl.constexpr, RANK: tl.constexpr,
-                     BLOCK_R: tl.constexpr, MAP: tl.constexpr, SOFTPLUS: tl.constexpr, WIDE: tl.constexpr, STEPS: tl.constexpr,
-                     BLOCK_N: tl.constexpr, CHANNELS: tl.constexpr, SPLIT: tl.constexpr):  # fmt: skip
+                     BLOCK_R: tl.constexpr, ORDER: tl.constexpr, SOFTPLUS: tl.constexpr, WIDE: tl.constexpr,
+                     STEPS: tl.constexpr, BLOCK_N: tl.constexpr, CHANNELS: tl.constexpr, SPLIT: tl.constexpr):  # fmt: skip
     """Walk a chunk from its first state; write the states before each block up to ``last``'s, and return those."""
     STATES: tl.constexpr = BLOCK_N // SPLIT
     SERVED: tl.constexpr = STEPS // (STEPS if STEPS < SPLIT else SPLIT)
@@ -306,7 +304,7 @@ def recompute_states(scratch_ptr, h, u_ptr, u_step, delta_ptr, delta_step, B_ptr
     TILE: tl.constexpr = CHANNELS * PIECES
     tl.debug_barrier()
     store_scratch(scratch_ptr, 0, h, lane, STATES // PIECES, TILE)
-    positions, place = walk(path, find_step(path, chunk_start, MAP), STEPS, MAP)
+    positions, place = walk(path, find_step(path, chunk_start, ORDER), STEPS, ORDER)
     positions = keep_inside(positions, chunk_start, start, end, STEPS, WIDE)
     served, alive, us, deltas = read_block(
         u_ptr, u_step, delta_ptr, delta_step, positions, chunk_start, start, end, lane, channel, channels,
@@ -314,7 +312,7 @@ def recompute_states(scratch_ptr, h, u_ptr, u_step, delta_ptr, delta_step, B_ptr
     )  # fmt: skip
     Bs = load_rows(B_ptr, positions, B_step, lane, N, BLOCK_N, STEPS, SPLIT)
     for first in range(chunk_start, last, STEPS):
-        positions, place = walk(path, place, STEPS, MAP)
+        positions, place = walk(path, place, STEPS, ORDER)
         positions = keep_inside(positions, first + STEPS, start, end, STEPS, WIDE)
         served, next_alive, next_us, next_deltas = read_block(
             u_ptr, u_step, delta_ptr, delta_step, positions, first + STEPS, start, end, lane, channel, channels,
@@ -342,8 +340,8 @@ def step_back(carry, grad_A, before, after, decays, dt, x, dy, B, C, A2, PIECES:
     """Differentiate one step.
 
     Returns:
-        The gradient passed to the state before; the grown gradient of A; a lane's shares of that of x = dt u and of that
-        of dt through the decays, over ln 2, one (1, 32) a channel; its shares of those of B, then of those of C, (W, 32).
+        The gradient passed to the state before; the grown gradient of A; a lane's shares of that of x = dt u and of
+        that of dt through the decays, over ln 2, one (1, 32) a channel; its shares of those of B, then of C, (W, 32).
     """
     passed = ()
     grown = ()
@@ -371,6 +369,23 @@ def step_back(carry, grad_A, before, after, decays, dt, x, dy, B, C, A2, PIECES:
         grad_xs = grad_xs + (tl.sum(x_products, 0, keep_dims=True),)
         grad_dts = grad_dts + (tl.sum(dt_products, 0, keep_dims=True),)
     return passed, grown, grad_xs, grad_dts, B_shares + C_shares
+
+
+@triton.jit
+def served_gradients(grad_xs, grad_dts, us, dts, dys, raws, skip, alive, SOFTPLUS: tl.constexpr, SERVED: tl.constexpr,
+                     CHANNELS: tl.constexpr):  # fmt: skip
+    """Return the gradients of u and of the biased delta from those of x and of dt through the decays: served tiles."""
+    grad_us = ()
+    grad_deltas = ()
+    for q in tl.static_range(SERVED):
+        for c in tl.static_range(CHANNELS):
+            grad_x = grad_xs[q * CHANNELS + c]
+            grad_delta = grad_dts[q * CHANNELS + c] * LN_2 + grad_x * us[q * CHANNELS + c]
+            if SOFTPLUS:
+                grad_delta *= tl.sigmoid(raws[q * CHANNELS + c])
+            grad_deltas = grad_deltas + (tl.where(alive[q][None, :], grad_delta, 0.0),)
+            grad_us = grad_us + (grad_x * dts[q * CHANNELS + c] + skip[c] * dys[q * CHANNELS + c],)
+    return grad_us, grad_deltas
 
 
 @triton.jit

@@ -8,7 +8,7 @@ bit. What a block of steps reads by channel is loaded while the block before it 
 
 # Triton reads these bodies as its own language, in which an annotation selects a specialisation.
 # mypy: ignore-errors
-# ruff: noqa: ANN001, ANN201, RUF005
+# ruff: noqa: ANN001, ANN201, B007, RUF005, RUF059 (a tuple is unpacked whole)
 
 import triton
 import triton.language as tl
@@ -57,6 +57,7 @@ def selective_scan_fwd_kernel(
     C_ptr,  # (batch, L, G, N), state stride 1
     D_ptr,  # (G, D)
     bias_ptr,  # (G, D)
+    order_ptr,  # (G, L) int32, contiguous
     ends_ptr,  # (batch, segments, G, D, N): states after each segment, had it started from zero
     dt_sums_ptr,  # (batch, segments, G, D): sums of dt over each segment
     out_ptr,  # (batch, L, G, D), contiguous
@@ -85,7 +86,7 @@ def selective_scan_fwd_kernel(
     N: tl.constexpr,
     RANK: tl.constexpr,
     BLOCK_R: tl.constexpr,
-    MAP: tl.constexpr,
+    ORDER: tl.constexpr,
     HAS_D: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     SOFTPLUS: tl.constexpr,
@@ -121,17 +122,18 @@ def selective_scan_fwd_kernel(
     weights = load_weights(weight_ptr + group_channel * BLOCK_R, channel, lane, channels, BLOCK_R, CHANNELS)
 
     h = join_segments(
-        zeros(CHANNELS * PIECES, STATES // PIECES), ends_ptr, dt_sums_ptr, batch * segments * groups + group, groups, segment,
-        A2, channel, lane, channels, N, BLOCK_N, CHANNELS, SPLIT,
+        zeros(CHANNELS * PIECES, STATES // PIECES), ends_ptr, dt_sums_ptr, batch * segments * groups + group, groups,
+        segment, A2, channel, lane, channels, N, BLOCK_N, CHANNELS, SPLIT,
     )  # fmt: skip
     start = segment * segment_steps
     end = tl.minimum(start + segment_steps, length)
     chunks = tl.cdiv(length, CHUNK)
-    path = find_path(group, length, map_height, map_width, MAP)
-    positions, place = walk(path, find_step(path, start, MAP), STEPS, MAP)
+    path = find_path(group, length, map_height, map_width, order_ptr, ORDER)
+    positions, place = walk(path, find_step(path, start, ORDER), STEPS, ORDER)
     positions = keep_inside(positions, start, start, end, STEPS, WIDE)
     served, alive, us, deltas = read_block(
-        u_ptr, u_step, delta_ptr, delta_step, positions, start, start, end, lane, channel, channels, RANK, BLOCK_R, STEPS, CHANNELS, SPLIT
+        u_ptr, u_step, delta_ptr, delta_step, positions, start, start, end, lane, channel, channels,
+        RANK, BLOCK_R, STEPS, CHANNELS, SPLIT,
     )  # fmt: skip
     Bs = load_rows(B_ptr, positions, B_step, lane, N, BLOCK_N, STEPS, SPLIT)
     Cs = load_rows(C_ptr, positions, C_step, lane, N, BLOCK_N, STEPS, SPLIT)
@@ -141,7 +143,7 @@ def selective_scan_fwd_kernel(
             store_states(
                 states_ptr + row * N * channels, h, N, channel, lane, channels, N, BLOCK_N, CHANNELS, SPLIT
             )  # fmt: skip
-        next_positions, place = walk(path, place, STEPS, MAP)
+        next_positions, place = walk(path, place, STEPS, ORDER)
         next_positions = keep_inside(next_positions, first + STEPS, start, end, STEPS, WIDE)
         next_served, next_alive, next_us, next_deltas = read_block(
             u_ptr, u_step, delta_ptr, delta_step, next_positions, first + STEPS, start, end, lane, channel, channels,
@@ -200,6 +202,7 @@ def segment_ends_kernel(
     A_ptr,  # (G, D, N)
     matrix_ptr,  # (batch, L, G, N), state stride 1: B, or C when ADJOINT
     bias_ptr,  # (G, D)
+    order_ptr,  # (G, L) int32, contiguous
     ends_ptr,  # (batch, segments, G, D, N)
     dt_sums_ptr,  # (batch, segments, G, D)
     x_batch,
@@ -221,7 +224,7 @@ def segment_ends_kernel(
     N: tl.constexpr,
     RANK: tl.constexpr,
     BLOCK_R: tl.constexpr,
-    MAP: tl.constexpr,
+    ORDER: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     SOFTPLUS: tl.constexpr,
     ADJOINT: tl.constexpr,
@@ -256,14 +259,14 @@ def segment_ends_kernel(
     start = segment * segment_steps
     end = tl.minimum(start + segment_steps, length)
     step_blocks = tl.cdiv(end - start, STEPS)
-    path = find_path(group, length, map_height, map_width, MAP)
+    path = find_path(group, length, map_height, map_width, order_ptr, ORDER)
     if ADJOINT:
-        place = walk(path, find_step(path, start + (step_blocks - 1) * STEPS, MAP), STEPS, MAP)[1]
+        place = walk(path, find_step(path, start + (step_blocks - 1) * STEPS, ORDER), STEPS, ORDER)[1]
     else:
-        place = find_step(path, start, MAP)
+        place = find_step(path, start, ORDER)
     # The block to walk next is read one ahead: STEPS further on, or back when ADJOINT.
     first = start + (step_blocks - 1) * STEPS if ADJOINT else start
-    positions, place = walk_back(path, place, STEPS, MAP) if ADJOINT else walk(path, place, STEPS, MAP)
+    positions, place = walk_back(path, place, STEPS, ORDER) if ADJOINT else walk(path, place, STEPS, ORDER)
     positions = keep_inside(positions, first, start, end, STEPS, WIDE)
     served, alive, xs, deltas = read_block(
         x_ptr, x_step, delta_ptr, delta_step, positions, first, start, end, lane, channel, channels,
@@ -272,7 +275,7 @@ def segment_ends_kernel(
     rows = load_rows(matrix_ptr, positions, matrix_step, lane, N, BLOCK_N, STEPS, SPLIT)
     for step_block in range(step_blocks):
         first += -STEPS if ADJOINT else STEPS
-        positions, place = walk_back(path, place, STEPS, MAP) if ADJOINT else walk(path, place, STEPS, MAP)
+        positions, place = walk_back(path, place, STEPS, ORDER) if ADJOINT else walk(path, place, STEPS, ORDER)
         positions = keep_inside(positions, first, start, end, STEPS, WIDE)
         served, next_alive, next_xs, next_deltas = read_block(
             x_ptr, x_step, delta_ptr, delta_step, positions, first, start, end, lane, channel, channels,

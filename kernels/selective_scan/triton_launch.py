@@ -16,8 +16,9 @@ from mambaseg.kernels.selective_scan.triton_forward import segment_ends_kernel, 
 WARP = 32
 TILE_STATES = 8
 """States of one lane: enough to keep the arithmetic units busy between exchanges, few enough to stay in registers."""
-WANTED_PROGRAMS = 1000
-"""Programs of one warp that hide each other's latency: some eight on each multiprocessor of an H100 or H200."""
+FORWARD_PROGRAMS, BACKWARD_PROGRAMS = 350, 2500
+"""Programs of one warp below which time is cut into segments: a forward pass must gain more than the pass that joins
+them costs, a backward pass gains sooner. Measured on an H200 with 132 multiprocessors (README.md)."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,14 @@ def choose_plan(rows: int, length: int, channels: int, d_state: int, chunk: int,
         backward: Whether the backward pass asks.
     """
     states = triton.next_power_of_2(d_state)
-    by_lane = min(2, triton.next_power_of_2(channels))
-    split = min(WARP, max(1, by_lane * states // TILE_STATES))
-    steps = min(4 if backward else 8, chunk)
+    # Four channels a lane halve what a step costs beside its states; a backward pass has no registers for them.
+    by_lane = min(2 if backward else 4, triton.next_power_of_2(channels))
+    split = min(WARP, max(1, by_lane * states // (TILE_STATES if backward else 2 * TILE_STATES)))
+    steps = min(4, chunk)
     programs = rows * _ceil_div(channels, WARP // split * by_lane)
+    wanted = BACKWARD_PROGRAMS if backward else FORWARD_PROGRAMS
     segments = 1
-    while programs * segments * 2 <= WANTED_PROGRAMS and length >= 64 * segments * 2:
+    while programs * segments < wanted and length >= 64 * segments * 2:
         segments *= 2
     return Plan(split, by_lane, steps, segments)
 
@@ -87,6 +90,7 @@ class _Scan:
             D=None if inputs.D is None else inputs.D.contiguous(),
             delta_bias=None if inputs.delta_bias is None else inputs.delta_bias.contiguous(),
             dt_weight=None if inputs.dt_weight is None else _pad_rank(inputs.dt_weight),
+            order=None if inputs.order is None else inputs.order.to(torch.int32).contiguous(),
         )
         return cls(inputs, rank, plan, chunk, _is_wide(inputs.u, inputs.delta, inputs.B, inputs.C, *outputs))
 
@@ -125,7 +129,8 @@ class _Scan:
     @property
     def lane_states(self) -> int:
         """States that one lane holds."""
-        return triton.next_power_of_2(self.inputs.d_state) // self.plan.split * self.plan.channels
+        states: int = triton.next_power_of_2(self.inputs.d_state) // self.plan.split
+        return states * self.plan.channels
 
     def empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(*shape, dtype=dtype, device=self.inputs.u.device)
@@ -152,7 +157,7 @@ class _Scan:
             "SPLIT": self.plan.split,
             "CHANNELS": self.plan.channels,
             "STEPS": self.plan.steps,
-            "MAP": self.inputs.map_height > 0,
+            "ORDER": 2 if self.inputs.order is not None else int(self.inputs.map_height > 0),
             "HAS_BIAS": self.inputs.delta_bias is not None,
             "SOFTPLUS": self.inputs.delta_softplus,
             "WIDE": self.wide,
@@ -174,6 +179,7 @@ class _Scan:
             inputs.A,
             matrix,
             self.optional(inputs.delta_bias),
+            self.optional(inputs.order),
             ends,
             dt_sums,
             *_strides(x, inputs.delta, matrix),
@@ -203,6 +209,7 @@ def forward(inputs: ScanInputs, chunk: int, save_states: bool) -> tuple[Tensor, 
             inputs.C,
             scan.optional(inputs.D),
             scan.optional(inputs.delta_bias),
+            scan.optional(inputs.order),
             ends,
             dt_sums,
             out,
@@ -246,6 +253,7 @@ def backward(
             inputs.C,
             scan.optional(inputs.D),
             scan.optional(inputs.delta_bias),
+            scan.optional(inputs.order),
             states,
             ends,
             dt_sums,
@@ -265,7 +273,7 @@ def backward(
             CHUNK=chunk,
             **scan.constants(),
         )
-    grad_B, grad_C, grad_coefficients = grad_rows.sum(0).split([d_state, d_state, rank], dim=-1)
+    grad_B, grad_C, grad_coefficients = torch.split(grad_rows.sum(0), [d_state, d_state, rank], dim=-1)
     return (
         grad_u,
         _copy(grad_coefficients, inputs.delta.dtype) if rank else grad_delta,

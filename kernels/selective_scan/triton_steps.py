@@ -2,7 +2,7 @@
 
 # Triton reads these bodies as its own language, in which an annotation selects a specialisation.
 # mypy: ignore-errors
-# ruff: noqa: ANN001, ANN201, RUF005
+# ruff: noqa: ANN001, ANN201, B007, RUF005, RUF059 (a tuple is unpacked whole)
 
 import triton
 import triton.language as tl
@@ -25,30 +25,32 @@ LN_2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
-def find_path(group, length, map_height, map_width, MAP: tl.constexpr):
+def find_path(group, length, map_height, map_width, order_ptr, ORDER: tl.constexpr):
     """Describe the order in which a group reads positions, for ``find_step`` and the walks.
 
-    Without a map, step t reads position t. With one, groups 0 to 3 read rows, columns, and both reversed: along a line
-    positions advance by a constant, and from line to line by another.
+    ``ORDER`` 0: step t reads position t. 1: groups 0 to 3 read a map by rows, by columns, and both reversed; along a
+    line positions advance by a constant, and from line to line by another. 2: a table (G, L) says it.
     """
-    if MAP:
+    if ORDER == 1:
         sign = tl.where(group >= 2, -1, 1)
         by_column = group % 2 == 1
         line = tl.where(by_column, map_height, length)
         stride = sign * tl.where(by_column, map_width, 1)
         to_next_line = sign * (1 - (map_height - 1) * map_width)
         line_start = tl.where(group >= 2, line - 1, 0)
-        path = (sign, by_column, line, stride, to_next_line, line_start, map_width, length)
+        path = (length, sign, by_column, line, stride, to_next_line, line_start, map_width)
+    elif ORDER == 2:
+        path = (length, order_ptr + group.to(tl.int64) * length)
     else:
         path = (length,)
     return path
 
 
 @triton.jit
-def find_step(path, step, MAP: tl.constexpr):
-    """Return the place of a step: its position, and its index within its line."""
-    if MAP:
-        sign, by_column, line, stride, to_next_line, line_start, map_width, length = path
+def find_step(path, step, ORDER: tl.constexpr):
+    """Return the place of a step: its position, and its index within its line; without a map, the step and nothing."""
+    if ORDER == 1:
+        length, sign, by_column, line, stride, to_next_line, line_start, map_width = path
         pixel = tl.where(sign < 0, length - 1 - step, step)
         within = pixel % line
         place = (tl.where(by_column, within * map_width + pixel // line, pixel), within)
@@ -58,37 +60,45 @@ def find_step(path, step, MAP: tl.constexpr):
 
 
 @triton.jit
-def walk(path, place, STEPS: tl.constexpr, MAP: tl.constexpr):
+def walk(path, place, STEPS: tl.constexpr, ORDER: tl.constexpr):
     """Return the positions of ``STEPS`` steps from a place on, and the place after them."""
     position, within = place
     positions = ()
     for i in tl.static_range(STEPS):
-        positions = positions + (position,)
-        if MAP:
-            sign, by_column, line, stride, to_next_line, line_start, map_width, length = path
+        if ORDER == 1:
+            length, sign, by_column, line, stride, to_next_line, line_start, map_width = path
+            positions = positions + (position,)
             at_end = within == line - 1 - line_start
             position += tl.where(at_end, to_next_line, stride)
             within = tl.where(at_end, line_start, within + sign)
         else:
+            positions = positions + (look_up(path, position, ORDER),)
             position += 1
     return positions, (position, within)
 
 
 @triton.jit
-def walk_back(path, place, STEPS: tl.constexpr, MAP: tl.constexpr):
+def walk_back(path, place, STEPS: tl.constexpr, ORDER: tl.constexpr):
     """Return the positions of the ``STEPS`` steps before a place, in scan order, and the place of the first."""
     position, within = place
     positions = ()
     for i in tl.static_range(STEPS):
-        if MAP:
-            sign, by_column, line, stride, to_next_line, line_start, map_width, length = path
+        if ORDER == 1:
+            length, sign, by_column, line, stride, to_next_line, line_start, map_width = path
             at_start = within == line_start
             position -= tl.where(at_start, to_next_line, stride)
             within = tl.where(at_start, line - 1 - line_start, within - sign)
+            positions = (position,) + positions
         else:
             position -= 1
-        positions = (position,) + positions
+            positions = (look_up(path, position, ORDER),) + positions
     return positions, (position, within)
+
+
+@triton.jit
+def look_up(path, step, ORDER: tl.constexpr):
+    """Return the position of a step from the table, if there is one; of steps outside, any."""
+    return tl.load(path[1] + tl.minimum(tl.maximum(step, 0), path[0] - 1)) if ORDER == 2 else step
 
 
 @triton.jit
@@ -138,7 +148,7 @@ def load_deltas(pointer, positions, alive, stride, channel, channels, RANK: tl.c
 def read_block(u_ptr, u_step, delta_ptr, delta_step, positions, first, start, end, lane, channel, channels,
                RANK: tl.constexpr, BLOCK_R: tl.constexpr, STEPS: tl.constexpr, CHANNELS: tl.constexpr,
                SPLIT: tl.constexpr):  # fmt: skip
-    """Return the positions of the steps a lane serves, whether they lie in [start, end), and their u and deltas as loaded."""
+    """Return the positions of the steps a lane serves, whether they lie in [start, end), and u and deltas as loaded."""
     SERVED: tl.constexpr = STEPS // (STEPS if STEPS < SPLIT else SPLIT)
     served = for_served_steps(positions, lane, STEPS, SPLIT)
     alive = served_alive(first, start, end, lane, STEPS, SPLIT)

@@ -1,13 +1,14 @@
 """How a warp shares a tile: channels x states of one step, and steps x channels of a block of steps.
 
-Every tensor is (X, 32), the last axis the lane, so a lane holds its X values in registers. Let ``SPLIT`` = P lanes share
-a channel: lane l = k 32/P + o holds channels o C to o C + C - 1 of the block (C = ``CHANNELS``) and of each the N/P states
-from k N/P on. A tile of states is a tuple, channel by channel, of pieces (W, 32) with W = min(N/P, 4): sums over states
-run in registers but for log2(P) exchanges between lanes.
+Every tensor is (X, 32), the last axis the lane, so a lane holds its X values in registers. Let ``SPLIT`` = P lanes
+share a channel: lane l = k 32/P + o holds channels o C to o C + C - 1 of the block (C = ``CHANNELS``) and of each the
+N/P states from k N/P on. A tile of states is a tuple, channel by channel, of pieces (W, 32) with W = min(N/P, 4): sums
+over states run in registers but for log2(P) exchanges between lanes.
 
 What a channel has once a step, not once a state (``u``, step sizes, outputs), would be the same in P lanes. Instead the
-lanes share the steps of a block: with G = min(P, T) step groups, lane l serves Q = T/G steps from g Q on, g = k G/P. Such a
-"served" tile is a tuple, step by step, of C tensors (1, 32). So every load, softplus and store happens once. README.md weighs P and C.
+lanes share the steps of a block: with G = min(P, T) step groups, lane l serves Q = T/G steps from g Q on, g = k G/P.
+Such a "served" tile is a tuple, step by step, of C tensors (1, 32). So every load, softplus and store happens once.
+README.md weighs P and C.
 """
 
 # Triton reads these bodies as its own language, in which an annotation selects a specialisation.
@@ -39,10 +40,10 @@ def exchange(value, lane, BIT: tl.constexpr):
 def fold(values, lane, COUNT: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, TOP: tl.constexpr):
     """Sum a list of values over ``WIDTH`` lanes, which differ in the bit ``TOP`` and lower ones; spread the sums.
 
-    ``values`` are ``COUNT`` tensors (ROWS, 32), or (X, 32) with ROWS = 1 where rows must stay together. Lanes that differ
-    in the top bit swap halves of the list and add; then those that differ in the next one swap quarters: COUNT - 1
-    exchanges where one by one would take COUNT log2(WIDTH). A lane ends with the part of the list that its bits number;
-    where that is below one value, neighbours share one.
+    ``values`` are ``COUNT`` tensors (ROWS, 32), or (X, 32) with ROWS = 1 where rows must stay together. Lanes that
+    differ in the top bit swap halves of the list and add; then those that differ in the next one swap quarters:
+    COUNT - 1 exchanges where one by one would take COUNT log2(WIDTH). A lane ends with the part of the list that its
+    bits number; where that is below one value, neighbours share one.
     """
     if WIDTH == 1:
         sums = values

@@ -64,21 +64,43 @@ def map_inputs(
     dtype: torch.dtype = torch.float64,
     device: str = "cpu",
 ) -> dict[str, Tensor]:
-    """Draw the arguments of ``ss2d``, initialised like SS2D's; parameters stay float32 where the map is half."""
-    generator = torch.Generator().manual_seed(height * 1000 + width)
+    """Draw the arguments of ``ss2d``."""
+    return _directional_inputs((batch, channels, height, width), 4, d_state, rank, dtype, device)
+
+
+def volume_inputs(
+    batch: int,
+    channels: int,
+    size: tuple[int, int, int],
+    d_state: int,
+    directions: int,
+    rank: int = 2,
+    dtype: torch.dtype = torch.float64,
+    device: str = "cpu",
+) -> dict[str, Tensor]:
+    """Draw the arguments of ``ss3d`` but the directions."""
+    return _directional_inputs((batch, channels, *size), directions, d_state, rank, dtype, device)
+
+
+def _directional_inputs(
+    shape: tuple[int, ...], directions: int, d_state: int, rank: int, dtype: torch.dtype, device: str
+) -> dict[str, Tensor]:
+    """Draw parameters initialised like SS2D's; they stay float32 where the input is half."""
+    generator = torch.Generator().manual_seed(shape[-2] * 1000 + shape[-1])
     wide = torch.promote_types(dtype, torch.float32)
+    channels = shape[1]
 
     def draw(*shape: int, scale: float = 1.0, kind: torch.dtype = wide) -> Tensor:
         return (torch.randn(*shape, generator=generator, dtype=torch.float64) * scale).to(device, kind)
 
-    rates = torch.arange(1, d_state + 1, dtype=torch.float64).log().expand(4 * channels, d_state)
+    rates = torch.arange(1, d_state + 1, dtype=torch.float64).log().expand(directions * channels, d_state)
     inputs = {
-        "x": draw(batch, channels, height, width, kind=dtype),
-        "x_proj_weight": draw(4, rank + 2 * d_state, channels, scale=channels**-0.5),
-        "dt_projs_weight": draw(4, channels, rank, scale=rank**-0.5),
-        "dt_projs_bias": draw(4, channels) - 3,
+        "x": draw(*shape, kind=dtype),
+        "x_proj_weight": draw(directions, rank + 2 * d_state, channels, scale=channels**-0.5),
+        "dt_projs_weight": draw(directions, channels, rank, scale=rank**-0.5),
+        "dt_projs_bias": draw(directions, channels) - 3,
         "A_logs": rates.to(device, wide).clone(),
-        "Ds": draw(4 * channels),
+        "Ds": draw(directions * channels),
     }
     return {name: value.requires_grad_() for name, value in inputs.items()}
 

@@ -5,8 +5,8 @@ import torch
 
 from mambaseg.kernels import selective_scan, ss2d
 from mambaseg.kernels.selective_scan import selective_scan_reference
+from mambaseg.kernels.ss2d import ss2d_reference
 from tests.kernels.scan_cases import assert_close, gradients, in_float64, map_inputs, scan_inputs
-from tests.kernels.test_ss2d import ss2d_reference
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -97,7 +97,7 @@ def test_opcheck():
     tensors = [torch.randn(2, 6, 4, 3), torch.randn(2, 6, 4, 3), -torch.rand(4, 3, 2)]
     tensors += [torch.randn(2, 6, 4, 2), torch.randn(2, 6, 4, 2), torch.randn(4, 3), torch.randn(4, 3) - 1]
     arguments = [tensor.cuda().requires_grad_() for tensor in tensors]
-    torch.library.opcheck(selective_scan_forward, (*arguments, None, True, 2, True))
+    torch.library.opcheck(selective_scan_forward, (*arguments, None, None, True, 2, True))
 
 
 def test_compiles_with_inductor():

@@ -9,6 +9,7 @@ from tests.kernels.scan_cases import assert_close, gradients, scan_inputs
 
 
 def _grouped(requires_grad=True, dtype=torch.float64, rank=0):
+    """Return the tensors of the operator: no order, and a weight of the step sizes where there is a rank."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape):
@@ -19,7 +20,7 @@ def _grouped(requires_grad=True, dtype=torch.float64, rank=0):
     if rank:
         tensors[1] = draw(2, 6, 4, rank)
     tensors = [tensor.requires_grad_(requires_grad) for tensor in tensors]
-    return [*tensors, draw(4, 3, rank).requires_grad_(requires_grad) if rank else None]
+    return [*tensors, draw(4, 3, rank).requires_grad_(requires_grad) if rank else None, None]
 
 
 @pytest.mark.parametrize("rank", [0, 2])
@@ -36,7 +37,7 @@ def test_gradcheck(map_height, rank):
 def test_opcheck_forward(map_height, with_options):
     tensors = _grouped(dtype=torch.float32)
     if not with_options:
-        tensors[5:] = [None, None, None]
+        tensors[5:] = [None] * 4
     torch.library.opcheck(selective_scan_forward, (*tensors, with_options, map_height, True))
 
 
@@ -53,7 +54,8 @@ def test_fake_shapes_equal_real_ones():
     tensors = _grouped(requires_grad=False, dtype=torch.bfloat16)
     real = selective_scan_forward(*tensors, True, 0, True)
     with torch._subclasses.FakeTensorMode() as mode:
-        fake = selective_scan_forward(*(tensor if tensor is None else mode.from_tensor(tensor) for tensor in tensors), True, 0, True)
+        tensors = [tensor if tensor is None else mode.from_tensor(tensor) for tensor in tensors]
+        fake = selective_scan_forward(*tensors, True, 0, True)
     for one, other in zip(real, fake, strict=True):
         assert (one.shape, one.dtype, one.stride()) == (other.shape, other.dtype, other.stride())
 

@@ -4,30 +4,8 @@ import pytest
 import torch
 
 from mambaseg.kernels import ss2d
-from mambaseg.kernels.cross_scan.reference import cross_merge_reference, cross_scan_reference
-from mambaseg.kernels.selective_scan import selective_scan_reference
+from mambaseg.kernels.ss2d import ss2d_reference
 from tests.kernels.scan_cases import assert_close, gradients, in_float64, map_inputs
-
-
-def ss2d_reference(x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds):
-    """Scan first, project each sequence, scan over time, merge: the order of operations of the published block."""
-    height, width = x.shape[-2:]
-    rank, d_state = dt_projs_weight.shape[-1], A_logs.shape[-1]
-    sequences = cross_scan_reference(x)
-    projected = torch.einsum("bkel,kce->bkcl", sequences, x_proj_weight)
-    low_rank, B, C = projected.split([rank, d_state, d_state], dim=2)
-    delta = torch.einsum("bkrl,ker->bkel", low_rank, dt_projs_weight)
-    y = selective_scan_reference(
-        sequences.flatten(1, 2),
-        delta.flatten(1, 2),
-        -torch.exp(A_logs),
-        B,
-        C,
-        Ds,
-        delta_bias=dt_projs_bias.flatten(),
-        delta_softplus=True,
-    )
-    return cross_merge_reference(y.unflatten(1, (4, -1)), height, width)
 
 
 def _compare(inputs, tolerance, gradient_tolerance):

@@ -6,7 +6,7 @@ The interpreter has to be chosen before Triton is imported, and serves CPU tenso
 import pytest
 import torch
 
-from mambaseg.kernels import selective_scan, ss2d
+from mambaseg.kernels import selective_scan, ss2d, ss3d
 from mambaseg.kernels.selective_scan import (
     grouped_scan,
     grouped_scan_reference,
@@ -15,8 +15,9 @@ from mambaseg.kernels.selective_scan import (
     triton_launch,
 )
 from mambaseg.kernels.selective_scan.triton_launch import Plan
-from tests.kernels.scan_cases import assert_close, gradients, in_float64, map_inputs, scan_inputs
-from tests.kernels.test_ss2d import ss2d_reference
+from mambaseg.kernels.ss2d import ss2d_reference
+from mambaseg.kernels.ss3d import ss3d_reference
+from tests.kernels.scan_cases import assert_close, gradients, in_float64, map_inputs, scan_inputs, volume_inputs
 
 
 def _compare(inputs, tolerance, gradient_tolerance, softplus=True):
@@ -114,6 +115,18 @@ def test_ss2d(plan, monkeypatch):
     inputs = map_inputs(1, 5, 3, 5, 4, rank=3, dtype=torch.float32)
     truth_inputs = in_float64(inputs)
     out, truth = ss2d(**inputs), ss2d_reference(**truth_inputs)
+    assert_close("y", out, truth, 1e-5)
+    expected = gradients(truth, truth_inputs)
+    for name, grad in gradients(out, inputs).items():
+        assert_close(f"d{name}", grad, expected[name], 1e-4)
+
+
+def test_ss3d():
+    """The kernels read a table of positions."""
+    inputs = volume_inputs(1, 3, (2, 3, 2), 2, directions=3, dtype=torch.float32)
+    directions = ("dhw", "-wdh", "hwd")
+    truth_inputs = in_float64(inputs)
+    out, truth = ss3d(**inputs, directions=directions), ss3d_reference(**truth_inputs, directions=directions)
     assert_close("y", out, truth, 1e-5)
     expected = gradients(truth, truth_inputs)
     for name, grad in gradients(out, inputs).items():
