@@ -1,0 +1,99 @@
+"""Train experiments on real data one after the other, and append what they learned to results/semi_acdc_learning.csv.
+
+    python benchmarks/learning.py semi_acdc_released semi_acdc ... [--steps 2700] [--every 450] [--folder runs/learning]
+
+One row a validation and predictor; speed is the median of the logged ones, so it needs the GPU for itself. A run that
+exists already in the folder is read, not repeated. ``plot_learning.py`` draws the file.
+"""
+
+import argparse
+import csv
+import datetime
+import importlib.metadata
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mambaseg.experiment import find_experiment, load_experiment
+
+RESULTS = Path(__file__).parent / "results" / "semi_acdc_learning.csv"
+COLUMNS = ("recipe", "step", "predictor", "dice", "dice_with_background", "it_per_s", "peak_gib", "load", "seed")
+COLUMNS += ("precision", "schedule_steps", "gpu", "torch", "triton", "date")
+
+
+def train(experiment: str, folder: Path, steps: int, every: int) -> None:
+    """Train in a process of its own; its output is shown.
+
+    Raises:
+        subprocess.CalledProcessError: The training failed.
+    """
+    settings = (f"trainer.max_steps={steps}", f"trainer.val_check_interval={every}", "tracking.wandb=false")
+    arguments = [argument for setting in settings for argument in ("--set", setting)]
+    command = [sys.executable, "-m", "mambaseg", "fit", "--config", experiment, "--run-dir", str(folder), *arguments]
+    subprocess.run(command, check=True)
+
+
+def rows(experiment: str, folder: Path, steps: int) -> list[dict[str, Any]]:
+    """Return one row for each validation and predictor of a finished run."""
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    config = load_experiment(find_experiment(experiment), [])
+    schedules = [student["schedule"] for student in config["model"]["init_args"]["students"].values()]
+    speeds = [record["speed/steps_per_s"] for record in records if "speed/steps_per_s" in record]
+    on_gpu = torch.cuda.is_available()
+    shared = {
+        "recipe": experiment,
+        "it_per_s": round(statistics.median(speeds), 2),
+        "peak_gib": round(max((record.get("memory/peak_gib", 0.0) for record in records), default=0.0), 2),
+        "load": "alone on the GPU" if on_gpu else "CPU",
+        "seed": config["seed_everything"],
+        "precision": "bf16-mixed" if on_gpu else "32-true",
+        "schedule_steps": max(schedule.get("total_steps") or steps for schedule in schedules),
+        "gpu": torch.cuda.get_device_name() if on_gpu else "",
+        "torch": torch.__version__,
+        "triton": importlib.metadata.version("triton") if on_gpu else "",
+        "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
+    }
+    found = []
+    for record in records:
+        names = [name.split("/") for name in record]
+        predictors = [name[1] for name in names if len(name) == 3 and (name[0], name[2]) == ("val", "dice")]
+        for predictor in predictors:
+            scores = {
+                "dice": round(record[f"val/{predictor}/dice"], 4),
+                "dice_with_background": round(record[f"val/{predictor}/dice_with_background"], 4),
+            }
+            found.append(shared | scores | {"step": record["step"] + 1, "predictor": predictor})
+    return found
+
+
+def main() -> None:
+    """Run the benchmark from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("experiments", nargs="+")
+    parser.add_argument("--steps", type=int, default=2700)
+    parser.add_argument("--every", type=int, default=450, help="steps between validations")
+    parser.add_argument("--folder", type=Path, default=Path("runs") / "learning")
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    for experiment in arguments.experiments:
+        folder = arguments.folder / experiment
+        if not (folder / "metrics.jsonl").exists():
+            train(experiment, folder, arguments.steps, arguments.every)
+        new = rows(experiment, folder, arguments.steps)
+        is_new = not arguments.output.exists()
+        with arguments.output.open("a", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            if is_new:
+                writer.writeheader()
+            writer.writerows(new)
+        best = {row["predictor"]: row["dice"] for row in new}
+        print(experiment, f"{new[-1]['it_per_s']} it/s, {new[-1]['peak_gib']} GiB, last Dice {best}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
