@@ -220,18 +220,19 @@ def selective_scan_bwd_kernel(
         xs = multiply(dts, us, SERVED * CHANNELS)
         states = (before,)
         decays = ()
+        shared = ()
         for i in tl.static_range(STEPS):
             dt = share(dts, i, lane, STEPS, CHANNELS, SPLIT)
             x = share(xs, i, lane, STEPS, CHANNELS, SPLIT)
             after, decay = advance(states[i], dt, x, row_at(Bs, i, PIECES), A2, PIECES, CHANNELS)
             states = states + (after,)
             decays = decays + (decay,)
+            shared = shared + ((dt, x),)
         x_shares = ()
         dt_shares = ()
         row_shares = ()
         for i in tl.static_range(STEPS - 1, -1, -1):
-            dt = share(dts, i, lane, STEPS, CHANNELS, SPLIT)
-            x = share(xs, i, lane, STEPS, CHANNELS, SPLIT)
+            dt, x = shared[i]
             dy = share(dys, i, lane, STEPS, CHANNELS, SPLIT)
             carry, grad_A, grad_x, grad_dt, grad_row = step_back(
                 carry, grad_A, states[i], states[i + 1], decays[i], dt, x, dy,
