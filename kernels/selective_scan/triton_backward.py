@@ -297,7 +297,8 @@ def selective_scan_bwd_kernel(
 def recompute_states(scratch_ptr, h, u_ptr, u_step, delta_ptr, delta_step, B_ptr, B_step, weights, bias, A2, path,
                      chunk_start, last, start, end, lane, channel, channels, N: tl.constexpr, RANK: tl.constexpr,
                      BLOCK_R: tl.constexpr, ORDER: tl.constexpr, SOFTPLUS: tl.constexpr, WIDE: tl.constexpr,
-                     STEPS: tl.constexpr, BLOCK_N: tl.constexpr, CHANNELS: tl.constexpr, SPLIT: tl.constexpr):  # fmt: skip
+                     STEPS: tl.constexpr, BLOCK_N: tl.constexpr, CHANNELS: tl.constexpr,
+                     SPLIT: tl.constexpr):  # fmt: skip
     """Walk a chunk from its first state; write the states before each block up to ``last``'s, and return those."""
     STATES: tl.constexpr = BLOCK_N // SPLIT
     SERVED: tl.constexpr = STEPS // (STEPS if STEPS < SPLIT else SPLIT)
