@@ -1,7 +1,8 @@
 """``mambaseg list``: what exists, by kind."""
 
 import argparse
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mambaseg.experiment import experiment_folder
@@ -12,12 +13,17 @@ def experiments() -> list[tuple[str, str]]:
     return [(path.stem, _purpose(path)) for path in sorted(experiment_folder().glob("*.yaml"))]
 
 
-def networks() -> list[tuple[str, str]]:
-    """Return every network with its summary."""
-    from mambaseg.networks import list_networks
+def networks() -> list[Sequence[str]]:
+    """Return every network with its size, its cost, the images it takes and its paper."""
+    from mambaseg.networks.cost import listed_costs
     from mambaseg.networks.register import NETWORKS
 
-    return [(name, _summary(NETWORKS.get(name))) for name in list_networks()]
+    rows: list[Sequence[str]] = []
+    for name, cost in listed_costs().items():
+        channels = f"{cost.in_channels} → {cost.num_classes}, {' × '.join(map(str, cost.size))}"
+        giga = [f"{value / 1e9:.3f}" for value in (cost.macs, cost.scan, cost.total)]
+        rows.append([name, f"{cost.parameters:,}", *giga, channels, cost.takes, _paper(NETWORKS.get(name))])
+    return rows
 
 
 def methods() -> list[tuple[str, str]]:
@@ -51,7 +57,7 @@ def datasets() -> list[tuple[str, str]]:
     return [(name, _summary(DATAMODULES.get(name))) for name in list_datasets()]
 
 
-KINDS: dict[str, Callable[[], list[tuple[str, str]]]] = {
+KINDS: dict[str, Callable[[], Sequence[Sequence[str]]]] = {
     "experiments": experiments,
     "networks": networks,
     "methods": methods,
@@ -59,6 +65,8 @@ KINDS: dict[str, Callable[[], list[tuple[str, str]]]] = {
     "splits": splits,
     "transforms": transforms,
 }
+HEADER = ("name", "what it is")
+NETWORK_HEADER = ("name", "parameters", "MACs (G)", "scan (G)", "total (G)", "for", "takes", "arXiv")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,11 +79,19 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("name", "what it is", box=None, pad_edge=False)
-    for name, summary in KINDS[arguments.kind]():
-        table.add_row(name, summary)
+    of_networks = arguments.kind == "networks"
+    table = Table(box=None, pad_edge=False)
+    for place, title in enumerate(NETWORK_HEADER if of_networks else HEADER):
+        number = of_networks and 1 <= place <= 4
+        table.add_column(title, justify="right" if number else "left", no_wrap=number or place == 0, overflow="fold")
+    for row in KINDS[arguments.kind]():
+        table.add_row(*row)
     console = Console()
     console.print(table)
+    if of_networks:
+        from mambaseg.networks.cost import CONVENTION
+
+        console.print(f"\n{CONVENTION}\nNext: network: <name> for a student in an experiment; mambaseg weights")
     if arguments.kind == "experiments":
         console.print("\nNext: make train EXP=<name>")
     return 0
@@ -83,6 +99,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _summary(thing: object) -> str:
     return (thing.__doc__ or "").strip().splitlines()[0]
+
+
+def _paper(thing: object) -> str:
+    """Return the number of the first paper on arXiv that the documentation of a network links to."""
+    link = re.search(r"arxiv\.org/abs/([\d.]+\d)", thing.__doc__ or "")
+    return link[1] if link else ""
 
 
 def _purpose(path: Path) -> str:

@@ -11,6 +11,11 @@ from torch import Tensor, nn
 ENSEMBLE = "ensemble"
 
 
+def full_size(logits: Tensor | list[Tensor]) -> Tensor:
+    """Return the logits of the whole image from what a network gives: just those, or a list that starts with them."""
+    return logits[0] if isinstance(logits, list) else logits
+
+
 @dataclass(frozen=True)
 class SliceInference:
     """How a volume becomes a label map.
@@ -41,7 +46,7 @@ class SliceInference:
         labels: dict[str, list[Tensor]] = {}
         for start in range(0, len(slices), self.batch_size):
             images = self._to_network_size(slices[start : start + self.batch_size])
-            probabilities = {name: network(images).float().softmax(1) for name, network in students.items()}
+            probabilities = {name: full_size(network(images)).float().softmax(1) for name, network in students.items()}
             if len(students) > 1:
                 probabilities[ENSEMBLE] = torch.stack(list(probabilities.values())).mean(0)
             for name, probability in probabilities.items():

@@ -1,38 +1,101 @@
-"""The contract of every 2-D and 3-D segmentation network."""
+"""The contracts of the networks: those that segment, in 2-D and 3-D, and those that classify."""
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mambaseg.networks.weights.report import LoadReport
+
 NO_DECAY_MARK = "_no_weight_decay"
 
 
-class SegmentationNetwork(nn.Module, ABC):
+class Network(nn.Module, ABC):
+    """What all networks have in common: an encoder with a pyramid of maps, and images of any size.
+
+    Attributes:
+        in_channels: Channels of the input image.
+        num_classes: Classes of the logits.
+        stride: The input is padded to multiples of this many pixels; one number, or one for each axis.
+        minimum_cells: The input is padded to at least this many strides along each axis.
+        example_size: Size of the image that its cost is listed for.
+        weights_report: What became of the weights that it was created with, None for fresh ones.
+    """
+
+    in_channels: int
+    num_classes: int
+    stride: int | tuple[int, ...]
+    minimum_cells: int = 1
+    example_size: tuple[int, ...] = (224, 224)
+    weights_report: LoadReport | None = None
+
+    @abstractmethod
+    def features(self, x: Tensor) -> list[Tensor]:
+        """Return the encoder's pyramid, finest map first, each (B, C_i, *S_i); ``x`` is (B, C, *S), padded."""
+
+    def pad(self, x: Tensor) -> Tensor:
+        """Return the images ``x`` (B, C, *S) padded to a size that ``features`` takes.
+
+        Raises:
+            ValueError: They have another number of channels than the network was built for.
+        """
+        if x.shape[1] != self.in_channels:
+            raise ValueError(
+                f"{type(self).__name__} was built for {self.in_channels} input channels and got {x.shape[1]} "
+                f"(input of shape {tuple(x.shape)})"
+            )
+        return pad_to_multiple(x, self.stride, self.minimum_cells)
+
+    def input_constraint(self) -> str:
+        """Return in a few words which image sizes the network takes."""
+        axes = (self.stride,) if isinstance(self.stride, int) else self.stride
+        cells = axes[:1] if len(set(axes)) == 1 else axes
+        steps, least = (" × ".join(str(cell * times) for cell in cells) for times in (1, self.minimum_cells))
+        return f"any size, steps of {steps}" + (f" from {least}" if self.minimum_cells > 1 else "")
+
+
+class ClassificationNetwork(Network):
+    """A network from images to one row of logits each, for any image size; its encoder serves as a backbone."""
+
+    @abstractmethod
+    def classify(self, pyramid: Sequence[Tensor]) -> Tensor:
+        """Return logits (B, K) from the pyramid of ``features``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits (B, K) for images ``x`` (B, C, *S)."""
+        return self.classify(self.features(self.pad(x)))
+
+
+class SegmentationNetwork(Network):
     """A network from images to logits of the same size, for any input size.
 
     A subclass gives the encoder (``features``), the decoder (``decode``) and the head (``classify``); this class pads
     the input to a multiple of ``stride`` and crops the logits back. The seam between decoder and head is public because
     pixel-level contrast works on decoder features.
 
+    A network that can be built with deep supervision gives ``decode_levels`` and ``classify_auxiliary`` too. Its
+    auxiliary heads exist only when it is built so: then ``forward`` returns a list and every parameter has a part in
+    it. ``forward_with_features`` never computes auxiliary logits. Weights trained with deep supervision load into a
+    network without; the heads that it lacks are ignored.
+
     Attributes:
-        in_channels: Channels of the input image.
-        num_classes: Classes of the logits, background included.
-        stride: The input is padded to multiples of this many pixels.
         decoder_channels: Channels of the map that ``decode`` returns.
         decoder_stride: Pixels of the input a side of one cell of that map.
+        deep_supervision: Whether ``forward`` returns logits of several decoder maps.
+        auxiliary_keys: Pattern of the state-dict keys that only deep supervision has.
     """
 
-    in_channels: int
-    num_classes: int
-    stride: int
     decoder_channels: int
     decoder_stride: int
+    deep_supervision: bool = False
+    auxiliary_keys: str | None = None
 
-    @abstractmethod
-    def features(self, x: Tensor) -> list[Tensor]:
-        """Return the encoder's pyramid, finest map first, each (B, C_i, *S_i); ``x`` is (B, C, *S), padded."""
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_load_state_dict_pre_hook(_drop_absent_heads)  # type: ignore[no-untyped-call]
 
     @abstractmethod
     def decode(self, pyramid: Sequence[Tensor]) -> Tensor:
@@ -42,8 +105,16 @@ class SegmentationNetwork(nn.Module, ABC):
     def classify(self, decoded: Tensor) -> Tensor:
         """Return logits (B, K, *S) at the padded size from the map of ``decode``."""
 
+    def decode_levels(self, pyramid: Sequence[Tensor]) -> list[Tensor]:
+        """Return the decoder maps that are supervised, (B, C_i, *S_i) each, the one of ``decode`` first."""
+        return [self.decode(pyramid)]
+
+    def classify_auxiliary(self, levels: Sequence[Tensor]) -> list[Tensor]:
+        """Return logits (B, K, *S_i) of the maps that ``decode_levels`` returns after the first."""
+        return []
+
     def forward_with_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits and the decoder features that they were made from.
+        """Return full-size logits and the decoder features that they were made from.
 
         Args:
             x: (B, C, *S) image of any size.
@@ -54,30 +125,56 @@ class SegmentationNetwork(nn.Module, ABC):
         Raises:
             ValueError: The input has another number of channels than the network was built for.
         """
-        if x.shape[1] != self.in_channels:
-            raise ValueError(
-                f"{type(self).__name__} was built for {self.in_channels} input channels and got {x.shape[1]} "
-                f"(input of shape {tuple(x.shape)})"
-            )
-        size = x.shape[2:]
-        decoded = self.decode(self.features(pad_to_multiple(x, self.stride)))
-        logits = self.classify(decoded)
-        for axis, length in enumerate(size, start=2):
-            logits = logits.narrow(axis, 0, length)
-        return logits, decoded
+        padded = self.pad(x)
+        decoded = self.decode(self.features(padded))
+        return crop_to_image(self.classify(decoded), x, padded), decoded
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return logits (B, K, *S) for images ``x`` (B, C, *S)."""
-        return self.forward_with_features(x)[0]
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        """Return logits (B, K, *S) for images ``x`` (B, C, *S).
+
+        With deep supervision: a list of logits, full size first. Those of a map with cells of s pixels a side have
+        ceil(S / s) cells along each axis; the last one may lie partly outside the image.
+        """
+        if not self.deep_supervision:
+            return self.forward_with_features(x)[0]
+        padded = self.pad(x)
+        first, *others = self.decode_levels(self.features(padded))
+        logits = [self.classify(first), *self.classify_auxiliary(others)]
+        return [crop_to_image(level, x, padded) for level in logits]
 
 
-def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
-    """Repeat the last row, column (and slice) of ``x`` (B, C, *S) until every size is a multiple of ``multiple``."""
-    missing = [-n % multiple for n in x.shape[2:]]
+def pad_to_multiple(x: Tensor, multiple: int | Sequence[int], minimum_cells: int = 1) -> Tensor:
+    """Repeat the last row, column (and slice) of ``x`` (B, C, *S) until every size is a multiple.
+
+    Args:
+        x: As above.
+        multiple: Pixels; one number, or one for each axis.
+        minimum_cells: Every size becomes at least this many multiples.
+    """
+    size = x.shape[2:]
+    cells = [multiple] * len(size) if isinstance(multiple, int) else multiple
+    missing = [max(minimum_cells * cell - n, -n % cell) for n, cell in zip(size, cells, strict=True)]
     if not any(missing):
         return x
     widths = [width for n in reversed(missing) for width in (0, n)]
     return F.pad(x, widths, mode="replicate")
+
+
+def crop_to_image(level: Tensor, image: Tensor, padded: Tensor) -> Tensor:
+    """Return what lies on the image of a map that covers the padded image.
+
+    Args:
+        level: (B, K, *S'), a divisor of the padded size along each axis.
+        image: (B, C, *S).
+        padded: ``image`` as padded.
+
+    Returns:
+        (B, K, *S'), with every cell that holds a pixel of the image.
+    """
+    for axis in range(2, image.ndim):
+        cell = padded.shape[axis] // level.shape[axis]
+        level = level.narrow(axis, 0, -(-image.shape[axis] // cell))
+    return level
 
 
 def mark_no_decay(*parameters: nn.Parameter) -> None:
@@ -89,3 +186,10 @@ def mark_no_decay(*parameters: nn.Parameter) -> None:
 def no_decay_names(module: nn.Module) -> Iterator[str]:
     """Yield the names of the parameters that ``mark_no_decay`` marked."""
     return (name for name, parameter in module.named_parameters() if getattr(parameter, NO_DECAY_MARK, False))
+
+
+def _drop_absent_heads(module: SegmentationNetwork, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    if module.deep_supervision or module.auxiliary_keys is None:
+        return
+    for key in [key for key in state if re.match(re.escape(prefix) + module.auxiliary_keys, key)]:
+        del state[key]

@@ -26,6 +26,7 @@ class MambaUNet(PatchUNet):
         drop_path_rate: Stochastic depth of the last encoder block; it grows linearly from 0.
         grey_stem: ``repeat`` or ``single``, see ``PatchUNet``.
         checkpointing: Trade time for memory: recompute block activations in the backward pass.
+        deep_supervision: Return logits of every decoder stage, see ``PatchUNet``.
 
     Raises:
         InputError: ``depths`` does not hold two or more positive values, or ``grey_stem`` is unknown.
@@ -42,6 +43,7 @@ class MambaUNet(PatchUNet):
         drop_path_rate: float = 0.2,
         grey_stem: Literal["repeat", "single"] = "repeat",
         checkpointing: bool = False,
+        deep_supervision: bool = False,
     ) -> None:
         def block(level: int, place: int, drop_path: float) -> nn.Module:
             return VSSBlock(embed_dim * 2**level, d_state, drop_path, ssm_ratio)
@@ -56,4 +58,5 @@ class MambaUNet(PatchUNet):
             drop_path_rate,
             grey_stem,
             checkpointing,
+            deep_supervision,
         )

@@ -29,6 +29,7 @@ class SwinUNet(PatchUNet):
         drop_path_rate: Stochastic depth of the last encoder block; it grows linearly from 0.
         grey_stem: ``repeat`` or ``single``, see ``PatchUNet``.
         checkpointing: Trade time for memory: recompute block activations in the backward pass.
+        deep_supervision: Return logits of every decoder stage, see ``PatchUNet``.
 
     Raises:
         InputError: ``heads`` does not fit ``depths`` or ``embed_dim``, ``window`` is below 2, or see ``PatchUNet``.
@@ -46,6 +47,7 @@ class SwinUNet(PatchUNet):
         drop_path_rate: float = 0.2,
         grey_stem: Literal["repeat", "single"] = "repeat",
         checkpointing: bool = False,
+        deep_supervision: bool = False,
     ) -> None:
         _check_attention(embed_dim, depths, heads, window)
 
@@ -63,6 +65,7 @@ class SwinUNet(PatchUNet):
             drop_path_rate,
             grey_stem,
             checkpointing,
+            deep_supervision,
         )
 
 

@@ -80,22 +80,36 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Four up blocks and a 3x3 head."""
+    """Four up blocks and a 3x3 head; with ``auxiliary_heads`` one more head on each of the first three."""
 
-    def __init__(self, channels: Sequence[int], num_classes: int) -> None:
+    def __init__(self, channels: Sequence[int], num_classes: int, auxiliary_heads: bool = False) -> None:
         super().__init__()
         self.up1 = UpBlock(channels[4], channels[3])
         self.up2 = UpBlock(channels[3], channels[2])
         self.up3 = UpBlock(channels[2], channels[1])
         self.up4 = UpBlock(channels[1], channels[0])
         self.out_conv = nn.Conv2d(channels[0], num_classes, 3, padding=1)
+        if auxiliary_heads:
+            self.out_conv_dp3 = nn.Conv2d(channels[3], num_classes, 3, padding=1)
+            self.out_conv_dp2 = nn.Conv2d(channels[2], num_classes, 3, padding=1)
+            self.out_conv_dp1 = nn.Conv2d(channels[1], num_classes, 3, padding=1)
 
-    def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Return (B, channels[0], H, W) from the five maps of the encoder."""
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Return the maps of the four up blocks, finest (B, channels[0], H, W) first, from the encoder's five."""
         *skips, x = maps
+        levels: list[Tensor] = []
         for up, skip in zip((self.up1, self.up2, self.up3, self.up4), reversed(skips), strict=True):
             x = up(x, skip)
-        return x
+            levels.insert(0, x)
+        return levels
+
+    def classify_auxiliary(self, levels: Sequence[Tensor]) -> list[Tensor]:
+        """Return logits (B, K, H, W) of the maps after the finest, enlarged by repeating cells."""
+        heads = (self.out_conv_dp1, self.out_conv_dp2, self.out_conv_dp3)
+        return [
+            F.interpolate(head(level), scale_factor=2**depth, mode="nearest")
+            for depth, (head, level) in enumerate(zip(heads, levels, strict=True), start=1)
+        ]
 
 
 @register_network("unet")
@@ -110,6 +124,7 @@ class UNet(SegmentationNetwork):
         num_classes: Classes of the logits.
         channels: Widths of the five levels.
         dropout: Dropout rate in each encoder level.
+        deep_supervision: Return logits of the four up blocks, all of full size.
 
     Raises:
         InputError: ``channels`` or ``dropout`` does not hold five values.
@@ -117,6 +132,7 @@ class UNet(SegmentationNetwork):
 
     stride = 16
     decoder_stride = 1
+    auxiliary_keys = r"decoder\.out_conv_dp"
 
     def __init__(
         self,
@@ -124,6 +140,7 @@ class UNet(SegmentationNetwork):
         num_classes: int,
         channels: Sequence[int] = (16, 32, 64, 128, 256),
         dropout: Sequence[float] = (0.05, 0.1, 0.2, 0.3, 0.5),
+        deep_supervision: bool = False,
     ) -> None:
         super().__init__()
         for field, values in (("channels", channels), ("dropout", dropout)):
@@ -132,8 +149,9 @@ class UNet(SegmentationNetwork):
         self.in_channels = in_channels
         self.num_classes = num_classes
         self.decoder_channels = channels[0]
+        self.deep_supervision = deep_supervision
         self.encoder = Encoder(in_channels, channels, dropout)
-        self.decoder = Decoder(channels, num_classes)
+        self.decoder = Decoder(channels, num_classes, deep_supervision)
 
     def features(self, x: Tensor) -> list[Tensor]:
         """Return five maps, strides 1 to 16, of ``x`` (B, C, H, W) with H and W multiples of 16."""
@@ -142,10 +160,18 @@ class UNet(SegmentationNetwork):
 
     def decode(self, pyramid: Sequence[Tensor]) -> Tensor:
         """Return the full-size decoder map (B, channels[0], H, W)."""
-        decoded: Tensor = self.decoder(pyramid)
-        return decoded
+        return self.decode_levels(pyramid)[0]
+
+    def decode_levels(self, pyramid: Sequence[Tensor]) -> list[Tensor]:
+        """Return the maps of the four up blocks, strides 1, 2, 4 and 8."""
+        levels: list[Tensor] = self.decoder(pyramid)
+        return levels
 
     def classify(self, decoded: Tensor) -> Tensor:
         """Return logits (B, K, H, W) of the decoder map (B, channels[0], H, W)."""
         logits: Tensor = self.decoder.out_conv(decoded)
         return logits
+
+    def classify_auxiliary(self, levels: Sequence[Tensor]) -> list[Tensor]:
+        """Return logits (B, K, H, W) of the maps of strides 2, 4 and 8."""
+        return self.decoder.classify_auxiliary(levels)

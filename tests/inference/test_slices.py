@@ -48,6 +48,19 @@ def test_one_student_has_no_ensemble():
     assert set(SliceInference(size=(8, 8))({"a": Constant(0, 0.9)}, torch.rand(1, 2, 8, 8))) == {"a"}
 
 
+class Deep(Constant):
+    """Like a network with deep supervision: a list, the full size first."""
+
+    def forward(self, x):
+        logits = super().forward(x)
+        return [logits, logits[..., ::2, ::2]]
+
+
+def test_deep_supervision_gives_the_whole_image():
+    labels = SliceInference(size=(8, 8))({"a": Deep(2, 0.9), "b": Constant(2, 0.9)}, torch.rand(1, 2, 8, 8))
+    assert all(label.unique().tolist() == [2] for label in labels.values())
+
+
 class Threshold(nn.Module):
     def forward(self, x):
         return torch.cat([0.5 - x, x - 0.5], 1) * 100

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from mambaseg.inference.slices import full_size
+
 LOSS_MEMORY = 0.95
 """Share of the old running loss that a step keeps."""
 
@@ -69,7 +71,7 @@ class EmaTeacher(nn.Module):
         """Return each average's probability (B, K, *S) on ``image`` (B, C, *S)."""
         if self.training:
             self.eval()
-        return [network(image).float().softmax(1) for network in self.averages.values()]
+        return [full_size(network(image)).float().softmax(1) for network in self.averages.values()]
 
     @torch.no_grad()
     def forward(self, image: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """Stochastic depth."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -26,3 +28,10 @@ class DropPath(nn.Module):
     def extra_repr(self) -> str:
         """Show the rate in the module's printout."""
         return f"rate={self.rate:.3f}"
+
+
+def drop_path_rates(last: float, depths: Sequence[int]) -> list[list[float]]:
+    """Return a rate for every block of every stage, growing linearly from 0 to ``last`` over all of them."""
+    rates = torch.linspace(0, last, sum(depths), device="cpu").tolist()
+    ends = [sum(depths[: stage + 1]) for stage in range(len(depths))]
+    return [rates[end - depth : end] for end, depth in zip(ends, depths, strict=True)]

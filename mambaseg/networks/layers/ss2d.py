@@ -1,4 +1,4 @@
-"""The gated four-direction scan layer of VMamba."""
+"""The four-direction scan layer of VMamba, in all its published forms."""
 
 import math
 
@@ -6,15 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mambaseg.kernels import ss2d
+from mambaseg.kernels.ss2d import ss2d
 from mambaseg.networks.base import mark_no_decay
+from mambaseg.networks.layers.scan_init import decay_logs, step_bias
+from mambaseg.networks.layers.ss2d_form import OUT_NORMS, initial_scan_parameters, parse_form
 
 DIRECTIONS = 4
-DELTA_MIN, DELTA_MAX, DELTA_FLOOR = 1e-3, 1e-1, 1e-4
 
 
 class SS2D(nn.Module):
-    """2-D selective scan with a gate: project, convolve, scan in four directions, normalise, gate, project.
+    """2-D selective scan: project, convolve, scan in four directions, normalise, gate, project.
 
     VMamba, https://arxiv.org/abs/2401.10166. Parameter names and shapes are those of its first release.
 
@@ -22,23 +23,42 @@ class SS2D(nn.Module):
         d_model: Channels of the input and output.
         d_state: States of the recurrence per channel.
         ssm_ratio: Inner channels over ``d_model``.
-        d_conv: Side of the depthwise convolution before the scan.
+        d_conv: Side of the depthwise convolution before the scan; below 2 there is none.
+        conv_bias: Whether that convolution has a bias.
+        forward_type: Gate and normalisation by VMamba's name, such as ``v0`` or ``v05_noz``; see ``parse_form``.
+        ssm_init: How the scan starts, ``v0``, ``v1`` or ``v2``; see ``initial_scan_parameters``.
+
+    Raises:
+        InputError: ``forward_type`` or ``ssm_init`` is unknown.
     """
 
-    def __init__(self, d_model: int, d_state: int = 16, ssm_ratio: float = 2.0, d_conv: int = 3) -> None:
+    def __init__(
+        self,
+        d_model: int,
+        d_state: int = 16,
+        ssm_ratio: float = 2.0,
+        d_conv: int = 3,
+        conv_bias: bool = True,
+        forward_type: str = "v0",
+        ssm_init: str = "v0",
+    ) -> None:
         super().__init__()
         d_inner = int(ssm_ratio * d_model)
         dt_rank = math.ceil(d_model / 16)
-        self.in_proj = nn.Linear(d_model, 2 * d_inner, bias=False)
-        self.conv2d = nn.Conv2d(d_inner, d_inner, d_conv, padding=d_conv // 2, groups=d_inner)
+        self.form = parse_form(forward_type)
+        self.in_proj = nn.Linear(d_model, 2 * d_inner if self.form.gated else d_inner, bias=False)
+        self.conv2d: nn.Module = nn.Identity()
+        if d_conv > 1:
+            self.conv2d = nn.Conv2d(d_inner, d_inner, d_conv, padding=d_conv // 2, groups=d_inner, bias=conv_bias)
         self.x_proj_weight = nn.Parameter(torch.empty(DIRECTIONS, dt_rank + 2 * d_state, d_inner))
         self.dt_projs_weight = nn.Parameter(torch.empty(DIRECTIONS, d_inner, dt_rank))
         self.dt_projs_bias = nn.Parameter(torch.empty(DIRECTIONS, d_inner))
         self.A_logs = nn.Parameter(torch.empty(DIRECTIONS * d_inner, d_state))
         self.Ds = nn.Parameter(torch.ones(DIRECTIONS * d_inner))
-        self.out_norm = nn.LayerNorm(d_inner)
+        self.out_norm = OUT_NORMS[self.form.out_norm](d_inner)
         self.out_proj = nn.Linear(d_inner, d_model, bias=False)
         self._reset_scan_parameters()
+        initial_scan_parameters(ssm_init, self.dt_projs_bias, self.dt_projs_weight, self.A_logs)
         mark_no_decay(self.A_logs, self.Ds, self.dt_projs_bias)
 
     @torch.no_grad()
@@ -46,16 +66,19 @@ class SS2D(nn.Module):
         _, d_inner, dt_rank = self.dt_projs_weight.shape
         nn.init.uniform_(self.x_proj_weight, -(d_inner**-0.5), d_inner**-0.5)
         nn.init.uniform_(self.dt_projs_weight, -(dt_rank**-0.5), dt_rank**-0.5)
-        log_min, log_max = math.log(DELTA_MIN), math.log(DELTA_MAX)
-        delta = torch.rand_like(self.dt_projs_bias).mul_(log_max - log_min).add_(log_min).exp_().clamp_(min=DELTA_FLOOR)
-        self.dt_projs_bias.copy_(delta + torch.log(-torch.expm1(-delta)))  # inverse softplus
-        self.A_logs.copy_(torch.arange(1, self.A_logs.shape[1] + 1).log().expand_as(self.A_logs))
+        self.dt_projs_bias.copy_(step_bias(DIRECTIONS, d_inner))
+        self.A_logs.copy_(decay_logs(*self.A_logs.shape))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, H, W, d_model) of ``x`` (B, H, W, d_model)."""
-        x, gate = self.in_proj(x).chunk(2, dim=-1)
+        projected = self.in_proj(x)
+        x, gate = projected.chunk(2, dim=-1) if self.form.gated else (projected, None)
         x = F.silu(self.conv2d(x.permute(0, 3, 1, 2)))
         y = ss2d(x, self.x_proj_weight, self.dt_projs_weight, self.dt_projs_bias, self.A_logs, self.Ds)
-        y = self.out_norm(y.permute(0, 2, 3, 1)).to(gate.dtype)
-        projected: Tensor = self.out_proj(y * F.silu(gate))
-        return projected
+        y = self.out_norm(y.permute(0, 2, 3, 1)).to(projected.dtype)
+        if self.form.out_activation:
+            y = F.gelu(y)
+        if gate is not None:
+            y = y * (F.silu(gate) if self.form.gate_activation else gate)
+        out: Tensor = self.out_proj(y)
+        return out

@@ -29,11 +29,19 @@ class Stage(nn.Module):
         self.downsample = downsample
         self.upsample = upsample
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the resampled map of ``x`` (B, H, W, C)."""
+    def transform(self, x: Tensor) -> Tensor:
+        """Return what the blocks make of ``x`` (B, H, W, C), before resampling."""
         for block in self.blocks:
             x = checkpoint(block, x, use_reentrant=False) if self.checkpointing and self.training else block(x)
+        return x
+
+    def resample(self, x: Tensor) -> Tensor:
+        """Return the resampled map of ``x`` (B, H, W, C), or ``x`` where the stage does not resample."""
         for resample in (self.downsample, self.upsample):
             if resample is not None:
                 x = resample(x)
         return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the resampled map of ``x`` (B, H, W, C)."""
+        return self.resample(self.transform(x))

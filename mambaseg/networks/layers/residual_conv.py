@@ -1,0 +1,111 @@
+"""Residual blocks of two convolutions with instance norm, 2-D and 3-D, in the layouts of the published networks."""
+
+from collections import OrderedDict
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mambaseg.networks.layers.conv_init import LEAKY_SLOPE
+from mambaseg.networks.layers.dims import CONV, INSTANCE_NORM
+
+
+class ResidualConvBlock(nn.Module):
+    """act(norm2(conv2(act(norm1(conv1(x))))) + shortcut(x)) with LeakyReLU.
+
+    Args:
+        conv1: First convolution; it may stride.
+        norm1: Norm after it.
+        conv2: Second convolution.
+        norm2: Norm after it.
+        conv3: Convolution of the shortcut; None where the shortcut is ``x`` itself.
+        norm3: Norm after that.
+    """
+
+    def __init__(
+        self,
+        conv1: nn.Module,
+        norm1: nn.Module,
+        conv2: nn.Module,
+        norm2: nn.Module,
+        conv3: nn.Module | None = None,
+        norm3: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.conv1 = conv1
+        self.norm1 = norm1
+        self.conv2 = conv2
+        self.norm2 = norm2
+        self.conv3 = conv3
+        self.norm3 = norm3
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, C', *S') of ``x`` (B, C, *S)."""
+        y = F.leaky_relu(self.norm1(self.conv1(x)), LEAKY_SLOPE)
+        y = self.norm2(self.conv2(y))
+        for layer in (self.conv3, self.norm3):
+            if layer is not None:
+                x = layer(x)
+        return F.leaky_relu(y + x, LEAKY_SLOPE)
+
+
+def plain_block(dims: int, in_channels: int, out_channels: int) -> ResidualConvBlock:
+    """Build UNETR's residual block: no biases, norms without weights, a 1x1 shortcut only where channels change.
+
+    Args:
+        dims: Spatial dimensions.
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+    """
+    conv, norm = CONV[dims], INSTANCE_NORM[dims]
+
+    def named(inputs: int, kernel: int) -> nn.Module:
+        layer = conv(inputs, out_channels, kernel, padding=kernel // 2, bias=False)
+        return nn.Sequential(OrderedDict(conv=layer))
+
+    changes = in_channels != out_channels
+    return ResidualConvBlock(
+        named(in_channels, 3),
+        norm(out_channels),
+        named(out_channels, 3),
+        norm(out_channels),
+        named(in_channels, 1) if changes else None,
+        norm(out_channels) if changes else None,
+    )
+
+
+def projected_block(
+    dims: int, in_channels: int, out_channels: int, kernel: tuple[int, ...], stride: tuple[int, ...]
+) -> ResidualConvBlock:
+    """Build U-Mamba's residual block that changes channels or size: a strided 1x1 shortcut without a norm.
+
+    Args:
+        dims: Spatial dimensions.
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        kernel: Size of both convolutions, for each axis.
+        stride: Stride of the first, for each axis.
+    """
+    conv, padding = CONV[dims], tuple(size // 2 for size in kernel)
+    return ResidualConvBlock(
+        conv(in_channels, out_channels, kernel, stride, padding),
+        INSTANCE_NORM[dims](out_channels, affine=True),
+        conv(out_channels, out_channels, kernel, padding=padding),
+        INSTANCE_NORM[dims](out_channels, affine=True),
+        conv(in_channels, out_channels, 1, stride),
+    )
+
+
+def identity_block(dims: int, channels: int, kernel: tuple[int, ...]) -> ResidualConvBlock:
+    """Build U-Mamba's residual block that keeps channels and size; its norms sit inside ``conv1`` and ``conv2``.
+
+    Args:
+        dims: Spatial dimensions.
+        channels: Channels of input and output.
+        kernel: Size of both convolutions, for each axis.
+    """
+
+    def normed() -> nn.Module:
+        layer = CONV[dims](channels, channels, kernel, padding=tuple(size // 2 for size in kernel))
+        return nn.Sequential(OrderedDict(conv=layer, norm=INSTANCE_NORM[dims](channels, affine=True)))
+
+    return ResidualConvBlock(normed(), nn.Identity(), normed(), nn.Identity())

@@ -1,0 +1,28 @@
+"""`mambaseg list`: every kind, and what is said of a network."""
+
+import pytest
+
+from mambaseg.cli import main
+from mambaseg.commands.list import KINDS
+from mambaseg.networks import list_networks
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_is_listed(kind, capsys, repository, monkeypatch):
+    monkeypatch.chdir(repository)
+    monkeypatch.setenv("COLUMNS", "220")
+    assert main(["list", kind]) == 0
+    out = capsys.readouterr().out
+    assert all(row[0] in out for row in KINDS[kind]())
+
+
+def test_networks_show_size_cost_input_and_paper(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "220")
+    assert main(["list", "networks"]) == 0
+    out = capsys.readouterr().out
+    lines = {line.split()[0]: line for line in out.splitlines() if line.strip()}
+    assert set(list_networks()) <= set(lines)
+    for word in ("19,121,664", "4.447", "2.532", "6.979", "1 → 4, 224 × 224", "any size, steps of 32", "2402.05079"):
+        assert word in lines["mamba_unet"]
+    assert "3 → 1000" in lines["vmamba_tiny_s1l8"]
+    assert "9 L D N + L D" in out
