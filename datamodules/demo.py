@@ -25,6 +25,7 @@ class DemoDataModule(SegmentationDataModule):
         workers: Loader processes; the phantom lives in memory, where 0 is fastest.
         phantom_seed: Seed of the patients; ``seed`` decides order and augmentation only.
         scanner_spread: How far the scanners' contrasts lie apart, from 0 to 1.
+        field_of_view: Share of the scanned width that the slices show, around its middle.
         kwargs: See ``SegmentationDataModule``.
     """
 
@@ -41,6 +42,7 @@ class DemoDataModule(SegmentationDataModule):
         workers: int | None = 0,
         phantom_seed: int = 0,
         scanner_spread: float = 1.0,
+        field_of_view: float = 1.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(
@@ -54,7 +56,9 @@ class DemoDataModule(SegmentationDataModule):
         if held_out < 1:
             raise InputError(f"held_out is {held_out}, but validation needs at least 1 patient.")
         self.patients = patients
-        self.phantom = Phantom(patients + 2 * held_out, frames, depth, self.size, phantom_seed, scanner_spread)
+        self.phantom = Phantom(
+            patients + 2 * held_out, frames, depth, self.size, phantom_seed, scanner_spread, field_of_view
+        )
 
     @property
     def class_names(self) -> tuple[str, ...]:

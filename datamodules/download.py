@@ -2,6 +2,7 @@
 
 import lzma
 import re
+import shutil
 import stat
 import tarfile
 import tempfile
@@ -26,6 +27,7 @@ Progress = Callable[[int, int | None], None]
 """Called with the bytes that are there and the total, None while unknown."""
 
 DEFAULT_SIZE_LIMIT = 64 * 2**30
+MOST_MEMBERS = 1_000_000
 _DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError)
 _BLOCK = 1 << 20
 _TIMEOUT_S = 60.0
@@ -75,11 +77,11 @@ def unpack(archive: Path, target: Path, size_limit: int = DEFAULT_SIZE_LIMIT) ->
     Args:
         archive: The file.
         target: The folder; it must not exist yet.
-        size_limit: Most bytes to write.
+        size_limit: Most bytes to write; never more than the disk has room for.
 
     Raises:
         InputError: The file is no such archive or damaged, has a member that would land outside ``target`` or is a
-            link or device, or is larger than the limit.
+            link or device, has too many members, or is larger than the limit.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
@@ -227,7 +229,12 @@ def _tar_member(archive: tarfile.TarFile, info: tarfile.TarInfo) -> _Member:
 
 def _extract(members: Iterator[_Member], folder: Path, archive: Path, size_limit: int) -> None:
     written = 0
-    for member in members:
+    room = shutil.disk_usage(folder).free
+    for number, member in enumerate(members):
+        if number >= MOST_MEMBERS:
+            raise InputError(
+                f"{archive} has more than {MOST_MEMBERS} members. Unpack it by hand if it is to be trusted."
+            )
         _check_name(member, archive)
         destination = folder / member.name
         if member.open is None:
@@ -240,6 +247,10 @@ def _extract(members: Iterator[_Member], folder: Path, archive: Path, size_limit
                 if written > size_limit:
                     raise InputError(
                         f"{archive} unpacks to more than {size_limit} bytes. Unpack it by hand if it is to be trusted."
+                    )
+                if written > room:
+                    raise InputError(
+                        f"{archive} needs more than the {room} bytes that are free in {folder.parent.parent}."
                     )
                 file.write(block)
 

@@ -1,15 +1,27 @@
 """A training loader that a checkpoint can put back in the middle of an epoch."""
 
+import logging
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data._utils import signal_handling
 
 from mambaseg.datamodules.batch import Batch
 from mambaseg.datamodules.datasets import Sample, collate
 from mambaseg.datamodules.sampling import PooledBatchSampler, RankShardSampler
 from mambaseg.errors import InputError
+from mambaseg.faults import lost_worker
+
+log = logging.getLogger(__name__)
+
+SHARED_MEMORY = Path("/dev/shm")
+PATIENCE_S = 300.0
+"""How long a batch may take; a worker that cannot hand one over for want of shared memory is silent, not dead."""
 
 
 class ResumableDataLoader(DataLoader[Sample]):
@@ -38,10 +50,12 @@ class ResumableDataLoader(DataLoader[Sample]):
             num_workers=workers,
             persistent_workers=workers > 0,
             prefetch_factor=prefetch if workers else None,
+            timeout=PATIENCE_S if workers else 0,
             pin_memory=torch.cuda.is_available(),
         )
         self._epoch = batch_sampler.epoch
         self._received = batch_sampler.start
+        self._losses = 0
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         """Yield the batches of the sampler's epoch.
@@ -49,9 +63,61 @@ class ResumableDataLoader(DataLoader[Sample]):
         The epoch is read when the first batch is asked for: Lightning makes the iterator before it calls ``set_epoch``.
         """
         self._epoch, self._received = self.batch_sampler.epoch, self.batch_sampler.start
-        for batch in super().__iter__():
-            self._received += 1
-            yield batch
+        _let_the_loader_find_dead_workers()
+        self._check_shared_memory()
+        while True:
+            try:
+                for batch in super().__iter__():
+                    self._received += 1
+                    yield batch
+                return
+            except (RuntimeError, OSError, EOFError) as error:
+                self._replace_workers(error)
+
+    def _replace_workers(self, error: Exception) -> None:
+        """Start workers anew where some died; the second time, do without: that needs no shared memory.
+
+        Samples carry their own seeds, so nobody sees a difference.
+
+        Raises:
+            Exception: ``error``, where it has another reason.
+        """
+        reason = lost_worker(error) if self.num_workers else None
+        if reason is None:
+            raise error
+        self._iterator = None
+        self._losses += 1
+        if self._losses > 1:
+            self._do_without_workers()
+        self.batch_sampler.seek(self._epoch, self._received)
+        self._epoch, self._received = self.batch_sampler.epoch, self.batch_sampler.start
+        log.warning(
+            "Loading data broke off: %s. Going on with %s.",
+            reason,
+            f"{self.num_workers} new workers" if self.num_workers else "no workers, which needs the least memory",
+        )
+
+    def _check_shared_memory(self) -> None:
+        """Do without workers where what they prepare ahead does not fit: they would not fail then, but fall silent."""
+        if not self.num_workers or self._iterator is not None or not SHARED_MEMORY.is_dir():
+            return
+        keys = self.batch_sampler.batch(self._epoch, 0)
+        sample = collate([self.dataset[keys[0]]])
+        bytes_each = sum(value.nbytes for value in sample.values() if isinstance(value, Tensor))
+        needed = bytes_each * len(keys) * self.num_workers * (self.prefetch_factor or 1)
+        free = shutil.disk_usage(SHARED_MEMORY).free
+        if free < needed:
+            log.warning(
+                "%s has %.0f MiB free, and %d workers need %.0f (docker run --shm-size): loading without workers.",
+                SHARED_MEMORY,
+                free / 2**20,
+                self.num_workers,
+                needed / 2**20,
+            )
+            self._do_without_workers()
+
+    def _do_without_workers(self) -> None:
+        self.num_workers, self.timeout = 0, 0
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position in the run and what the position depends on."""
@@ -101,3 +167,12 @@ def evaluation_loader(
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
     )
+
+
+def _let_the_loader_find_dead_workers() -> None:
+    """Keep torch from raising in the middle of whatever the main thread does when a worker dies.
+
+    It installs a handler of SIGCHLD for that, once a process, unless it believes to have done so. Without it the loader
+    notices within seconds, when it waits for the next batch, and there the worker can be replaced.
+    """
+    signal_handling._SIGCHLD_handler_set = True

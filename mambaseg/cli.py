@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -14,10 +15,15 @@ COMMANDS = {
     "test": "score a run's checkpoint on the test patients, once, at the end",
     "predict": "segment NIfTI files with a run's checkpoint",
     "prepare": "import a dataset into memory-mapped arrays with a manifest",
+    "weights": "list, fetch and check published weights for the networks",
     "report": "make a self-contained HTML report of one or more runs",
     "list": "show the networks, methods, datasets, transforms, splits and experiments that exist",
     "doctor": "show versions and devices, and check the scan kernels against their reference",
 }
+
+READ_CLASSES = {"fit", "validate", "test", "predict"}
+"""Commands whose configuration names classes."""
+ALLOW_CODE_HELP = "let the configuration name classes of this package too; by default mambaseg, lightning, torch.optim"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; those of the process when absent.
 
     Returns:
-        The exit status: 0 for success, 2 for bad input or a scan backend that cannot run here.
+        The exit status: 0 for success, 2 for bad input or a scan backend that cannot run here, 1 for a training that a
+        fault ended, 128 + the signal for one that was asked to stop.
     """
     parser = argparse.ArgumentParser(
         prog="mambaseg",
@@ -43,15 +50,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         if name == chosen:
             module = importlib.import_module(f"mambaseg.commands.{name}")
             module.add_arguments(command)
+            if name in READ_CLASSES:
+                command.add_argument("--allow-code", action="append", metavar="PREFIX", help=ALLOW_CODE_HELP)
     arguments, rest = parser.parse_known_args(words)
     if rest and not getattr(module, "PASSES_ON", False):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     arguments.rest = rest
+    if getattr(arguments, "allow_code", None):
+        os.environ["MAMBASEG_ALLOW_CODE"] = ",".join(arguments.allow_code)
     try:
         return int(module.run(arguments))
     except refusals() as error:
         print(f"mambaseg {arguments.command}: error: {error}", file=sys.stderr)
-        return 2
+        return getattr(error, "status", 2)
     except KeyboardInterrupt:
         print(f"\nmambaseg {arguments.command}: interrupted; nothing half-written is left.", file=sys.stderr)
         return 130

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Literal
 
-from mambaseg.experiment import read_mapping
+from mambaseg.experiment import read_mapping, without_weights
 from mambaseg.runs import find_checkpoint, find_run
 
 Part = Literal["val", "test"]
@@ -33,7 +33,7 @@ def evaluate(arguments: argparse.Namespace, part: Part) -> int:
     from mambaseg.metrics.summary import summarize
     from mambaseg.reports.tables import summary_table, write_scores
 
-    cli = build(read_mapping(run / RESOLVED), run / RESOLVED, run, arguments.rest, track=False)
+    cli = build(without_weights(read_mapping(run / RESOLVED)), run / RESOLVED, run, arguments.rest, track=False)
     score = cli.trainer.validate if part == "val" else cli.trainer.test
     score(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=True, verbose=False)
     if not cli.trainer.is_global_zero:

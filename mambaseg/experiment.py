@@ -83,6 +83,26 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Config:
     return merged
 
 
+def without_weights(config: Mapping[str, Any]) -> Config:
+    """Return a run's configuration without the files that its students' weights came from.
+
+    A run that has a checkpoint needs them no more, and they may be gone.
+    """
+    changed: Config = copy.deepcopy(dict(config))
+    for student in students_of(changed).values():
+        if isinstance(student, dict) and isinstance(student.get("options"), dict):
+            student["options"].pop("weights", None)
+    return changed
+
+
+def students_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the ``students`` of an experiment's method, a part of ``config``; empty where there are none."""
+    section: Any = config
+    for key in ("model", "init_args", "students"):
+        section = section.get(key) if isinstance(section, Mapping) else None
+    return section if isinstance(section, dict) else {}
+
+
 def _load(path: Path, seen: tuple[Path, ...]) -> Config:
     path = path.resolve()
     if path in seen:

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import re
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -11,14 +12,20 @@ from typing import Any
 import lightning.pytorch as L
 import torch
 from jsonargparse import ArgumentError
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from mambaseg.allowed_code import ALLOWED, restrict_class_paths
 from mambaseg.datamodules.base import SegmentationDataModule
 from mambaseg.errors import InputError
 from mambaseg.experiment import Config, dump_config, parse_yaml
+from mambaseg.io.checkpoint_io import SafeCheckpointIO
 from mambaseg.methods import CoTrainingModule
+from mambaseg.runs import LAST, PREVIOUS
 from mambaseg.tracking import TrackingConfig, tracking_callbacks, tracking_loggers
 
+DENIED_HINT = "import_path_allowlist"
+"""What jsonargparse advises where an import is refused; here the command line has an option for it."""
 RESOLVED = "config.yaml"
 """Name of the fully resolved configuration in a run's folder."""
 
@@ -64,8 +71,15 @@ class TrainingCLI(LightningCLI):
             tracking = self._get(self.config_init, "tracking")
             has_validation = bool(self.datamodule.split.val)
             kwargs["logger"] = tracking_loggers(tracking, self.run_dir)
-            kwargs["callbacks"] = tracking_callbacks(tracking, self.run_dir, has_validation)
+            callbacks = tracking_callbacks(tracking, self.run_dir, has_validation)
+            kwargs["callbacks"] = [*self._from_config("callbacks"), *callbacks]
+        kwargs["plugins"] = [*self._from_config("plugins"), SafeCheckpointIO({LAST: PREVIOUS})]
         return super().instantiate_trainer(**kwargs)
+
+    def _from_config(self, field: str) -> list[Any]:
+        """Return what the experiment itself gives the trainer in a field that may hold one thing or several."""
+        given = self._get(self.config_init, f"trainer.{field}")
+        return list(given) if isinstance(given, list | tuple) else [] if given is None else [given]
 
 
 def build(config: Config, origin: Path, run_dir: Path, arguments: Sequence[str] = (), *, track: bool) -> TrainingCLI:
@@ -82,6 +96,7 @@ def build(config: Config, origin: Path, run_dir: Path, arguments: Sequence[str] 
         InputError: A key is misspelt, a value has the wrong type, or a part refuses its values.
     """
     quieten_lightning()
+    restrict_class_paths()
     config = {**config, "trainer": resolve_trainer(config.get("trainer") or {})}
     try:
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
@@ -89,7 +104,7 @@ def build(config: Config, origin: Path, run_dir: Path, arguments: Sequence[str] 
             merged = Path(folder) / "experiment.yaml"
             dump_config(config, merged)
             cli = TrainingCLI(run_dir, track, args=["--config", str(merged), *arguments])
-    except (ArgumentError, argparse.ArgumentTypeError) as error:
+    except (ArgumentError, argparse.ArgumentTypeError, MisconfigurationException) as error:
         raise InputError(explain(str(error), origin)) from error
     except ValueError as error:
         # jsonargparse reports what a constructor refused as a failed match of types, with the refusal as its cause.
@@ -111,6 +126,7 @@ def quieten_lightning() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         "callbacks used to create the checkpoint need to be provided",  # evaluation needs none of them
+        "exists and is not empty",  # a resumed run's folder of checkpoints
         "does not have many workers",  # whole cases come from memory maps at once
         r"isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning's own call, with torch 2.11
     ):
@@ -137,5 +153,12 @@ def resolve_trainer(trainer: Config) -> Config:
 def explain(message: str, path: Path) -> str:
     """Shorten jsonargparse's message to its cause and point to the file."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
+    if DENIED_HINT in message:
+        return (
+            f"{path}: "
+            + str(re.findall(r"Importing '.*?' is not allowed", message)[0])
+            + ": a configuration may name classes of "
+            f"{', '.join(ALLOWED)} only. If you trust this one, add --allow-code PREFIX, a package's name."
+        )
     causes = [line for line in lines if not line.startswith(("usage:", "error:"))]
     return f"{path}: " + " ".join(dict.fromkeys(causes))

@@ -1,16 +1,25 @@
 """Run folders: where they are, what is in them, and which one to resume."""
 
+import logging
 import os
 from datetime import datetime
 from pathlib import Path
 
 from mambaseg.errors import InputError
+from mambaseg.io.atomic import write_text
+from mambaseg.io.checkpoint_file import damage
 from mambaseg.registry import unknown_name
+
+log = logging.getLogger(__name__)
 
 RUNS_VARIABLE = "MAMBASEG_RUNS"
 RUN_DIR_VARIABLE = "MAMBASEG_RUN_DIR"
 CHECKPOINTS = "checkpoints"
 LAST = "last.ckpt"
+PREVIOUS = "previous.ckpt"
+BEST = "best.ckpt"
+NEWEST = ".newest"
+"""A file beside the runs of an experiment that names the one started last: clocks can go backwards, this cannot."""
 
 
 def runs_folder() -> Path:
@@ -38,31 +47,101 @@ def new_run_dir(experiment: str, seed: int) -> Path:
     return folder / name
 
 
-def resume_run(experiment: str, resume: str) -> tuple[Path, Path]:
+def resume_run(experiment: str, resume: str) -> tuple[Path | None, Path | None]:
     """Return the run folder and checkpoint to go on from.
 
     Args:
         experiment: Name of the experiment.
-        resume: ``auto`` for the newest run of that experiment, a run folder, or a checkpoint in one.
+        resume: ``auto`` for the run of that experiment that was started last, or where ``$MAMBASEG_RUN_DIR`` names a
+            folder, for the run in it; a run folder; or a checkpoint in one.
+
+    Returns:
+        The folder and the newest whole checkpoint in it. With ``auto``: no checkpoint where the run was killed before
+        its first one, so that it starts over in its folder; no folder either where there is no run yet. So one command
+        line serves for the first start and for every later one.
 
     Raises:
-        InputError: There is nothing to resume.
+        InputError: There is nothing to resume, or every checkpoint is damaged.
     """
     if resume == "auto":
-        written = (runs_folder() / experiment).glob(f"*/{CHECKPOINTS}/{LAST}")
-        candidates = sorted(written, key=lambda p: p.stat().st_mtime)
-        if not candidates:
-            raise InputError(
-                f"--resume auto: no run of {experiment!r} under {runs_folder() / experiment} has a checkpoint. "
-                "Start without --resume."
-            )
-        checkpoint = candidates[-1]
-    else:
-        path = Path(resume)
-        checkpoint = path if path.suffix == ".ckpt" else path / CHECKPOINTS / LAST
-        if not checkpoint.is_file():
-            raise InputError(f"--resume {resume}: there is no checkpoint {checkpoint}.")
-    return checkpoint.parent.parent, checkpoint
+        inherited = os.environ.get(RUN_DIR_VARIABLE)
+        run_dir = Path(inherited) if inherited else newest_run(experiment)
+        return run_dir, None if run_dir is None else newest_checkpoint(run_dir)
+    path = Path(resume)
+    if path.suffix != ".ckpt":
+        checkpoint = newest_checkpoint(path)
+        if checkpoint is None:
+            raise InputError(f"--resume {resume}: there is no checkpoint {path / CHECKPOINTS / LAST}.")
+        return path, checkpoint
+    if not path.is_file():
+        raise InputError(f"--resume {resume}: there is no checkpoint {path}.")
+    wrong = damage(path)
+    if wrong is not None:
+        raise InputError(f"--resume {resume}: {wrong}. Give the run's folder: its newest whole checkpoint is taken.")
+    return path.parent.parent, path
+
+
+def newest_checkpoint(run_dir: Path) -> Path | None:
+    """Return the checkpoint of a run to go on from: its last, or where that is damaged, the one before, or its best.
+
+    Args:
+        run_dir: The run's folder.
+
+    Returns:
+        None where there is none at all.
+
+    Raises:
+        InputError: There are some, and all are damaged.
+    """
+    found = [path for name in (LAST, PREVIOUS, BEST) if (path := run_dir / CHECKPOINTS / name).is_file()]
+    faults: list[str] = []
+    for path in found:
+        wrong = damage(path)
+        if wrong is None:
+            if faults:
+                log.warning("%s. Going on from %s instead.", "; ".join(faults), path.name)
+            return path
+        faults.append(f"{path} is damaged: {wrong}")
+    if faults:
+        raise InputError(f"{'; '.join(faults)}. No whole checkpoint is left in this run: start without --resume.")
+    return None
+
+
+def newest_run(experiment: str) -> Path | None:
+    """Return the run of an experiment that was started last; None where there is none.
+
+    Runs that nobody noted down as started are ordered by the time of their checkpoints.
+    """
+    folder = runs_folder() / experiment
+    note = folder / NEWEST
+    if note.is_file():
+        named = folder / Path(note.read_text(encoding="utf-8").strip()).name
+        if named != folder and named.is_dir():
+            return named
+    written = sorted(folder.glob(f"*/{CHECKPOINTS}/{LAST}"), key=lambda p: p.stat().st_mtime)
+    return written[-1].parent.parent if written else None
+
+
+def note_newest(experiment: str, run_dir: Path) -> None:
+    """Note that a run of an experiment starts; of runs in other places than the usual none is taken."""
+    if run_dir.resolve().parent == (runs_folder() / experiment).resolve():
+        write_text(run_dir.resolve().parent / NEWEST, f"{run_dir.name}\n")
+
+
+def check_writable(run_dir: Path) -> None:
+    """Make a run's folder and try to write in it, before hours of training find out.
+
+    Raises:
+        InputError: That is not possible.
+    """
+    try:
+        write_text(run_dir / ".writable", "")
+        (run_dir / ".writable").unlink(missing_ok=True)  # other processes of the run try it too
+    except OSError as error:
+        raise InputError(
+            f"The run folder {run_dir} cannot be written: {error.strerror or error}. "
+            f"Choose another with --run-dir, or ${RUNS_VARIABLE} for the folder of all runs."
+        ) from error
 
 
 def find_run(name: str) -> Path:

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from rich.console import Console
@@ -18,12 +20,19 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from mambaseg.errors import InputError
-from mambaseg.experiment import Config, dump_config, merge
+from mambaseg.experiment import Config, dump_config, merge, read_mapping
 from mambaseg.io.atomic import atomic_path, write_text
 from mambaseg.metrics.headline import headline_metric, headline_predictor
 from mambaseg.metrics.summary import summarize
 from mambaseg.reports.tables import read_scores
-from mambaseg.runs import RUN_DIR_VARIABLE, runs_folder
+from mambaseg.runs import (
+    RUN_DIR_VARIABLE,
+    check_writable,
+    newest_checkpoint,
+    newest_run,
+    note_newest,
+    runs_folder,
+)
 
 FIELDS = {"arms", "seeds", "workers"}
 SCORES = Path("scores_val") / "scores.json"
@@ -48,6 +57,11 @@ class Job:
         """What the training printed."""
         return self.folder.with_suffix(".log")
 
+    @property
+    def done(self) -> Path:
+        """A file that is there once the training has ended well."""
+        return self.folder.with_suffix(".done")
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -71,17 +85,27 @@ def run_study(experiment: str, base: Config, study: Any, arguments: argparse.Nam
         The exit status.
 
     Raises:
-        InputError: The section is malformed, ``--resume`` was given, or a training failed.
+        InputError: The section is malformed, ``--resume`` is not ``auto``, or a training failed.
     """
     arms, seeds, workers = check_study(experiment, study)
-    if arguments.resume:
-        raise InputError(f"--resume: {experiment!r} is a study of short runs; start it again instead.")
+    if arguments.resume not in (None, "auto"):
+        raise InputError(
+            f"--resume {arguments.resume}: {experiment!r} is a study; give auto, which resumes all its runs."
+        )
+    signal.signal(signal.SIGTERM, stop_study)
     check_arms(experiment, base, arms, arguments.rest)
-    folder = arguments.run_dir or runs_folder() / experiment / datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
+    begun = newest_run(experiment) if arguments.resume else None
+    new = runs_folder() / experiment / datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
+    folder = begun or arguments.run_dir or new
+    check_writable(folder)
+    note_newest(experiment, folder)
     jobs = [Job(arm, seed, folder / f"{arm}-seed{seed}") for seed in seeds for arm in arms]
     for job in jobs:
         job_config = merge(merge(base, arms[job.arm]), {"seed_everything": job.seed})
-        dump_config(job_config, job.folder.with_suffix(".yaml"))
+        path = job.folder.with_suffix(".yaml")
+        if path.exists() and read_mapping(path) != job_config:
+            raise InputError(f"{path} has other settings than {experiment!r} has now: start without --resume.")
+        dump_config(job_config, path)
     console = Console(soft_wrap=True)
     console.print(f"{experiment}: {len(jobs)} trainings ({', '.join(arms)} x seeds {seeds}), {workers} at a time")
     train_jobs(jobs, workers, arguments.rest, console)
@@ -136,13 +160,20 @@ def check_arms(experiment: str, base: Config, arms: dict[str, Config], arguments
             build(merge(base, overrides), Path(f"{experiment}, arm {arm!r}"), Path(folder), arguments, track=False)
 
 
+def stop_study(number: int, frame: FrameType | None) -> None:
+    """End on a signal by way of ``finally``, so that the running trainings are told to save and stop."""
+    sys.exit(128 + number)
+
+
 def train_jobs(jobs: list[Job], workers: int, arguments: list[str], console: Console) -> None:
-    """Train all jobs, ``workers`` at a time, each in a process of its own.
+    """Train all jobs that are not done, ``workers`` at a time, each in a process of its own.
 
     Raises:
         InputError: A training failed; the message ends with what it gave as the reason.
     """
-    waiting, running = list(jobs), dict[Job, subprocess.Popen[bytes]]()
+    waiting, running = [job for job in jobs if not job.done.exists()], dict[Job, subprocess.Popen[bytes]]()
+    if len(waiting) < len(jobs):
+        console.print(f"  {len(jobs) - len(waiting)} are done already")
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -150,7 +181,7 @@ def train_jobs(jobs: list[Job], workers: int, arguments: list[str], console: Con
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("training", total=len(jobs))
+        bar = progress.add_task("training", total=len(waiting))
         try:
             while waiting or running:
                 while waiting and len(running) < workers:
@@ -160,6 +191,7 @@ def train_jobs(jobs: list[Job], workers: int, arguments: list[str], console: Con
                 for job in finished:
                     if running.pop(job).returncode:
                         raise InputError(f"training {job.folder.name} failed: {reason(job.log)}")
+                    write_text(job.done, "")
                     progress.advance(bar)
                     if not console.is_terminal:
                         console.print(
@@ -174,12 +206,13 @@ def train_jobs(jobs: list[Job], workers: int, arguments: list[str], console: Con
 
 
 def start(job: Job, workers: int, arguments: list[str]) -> subprocess.Popen[bytes]:
-    """Start one training; the workers share the cores evenly."""
+    """Start one training, or go on with it where it has a checkpoint; the workers share the cores evenly."""
     threads = str(max((os.cpu_count() or 1) // workers, 1))
     environment = {k: v for k, v in os.environ.items() if k != RUN_DIR_VARIABLE} | {"OMP_NUM_THREADS": threads}
     config = str(job.folder.with_suffix(".yaml"))
-    command = [sys.executable, "-m", "mambaseg", "fit", "--config", config, "--run-dir", str(job.folder), *arguments]
-    with job.log.open("wb") as log:
+    place = "--resume" if newest_checkpoint(job.folder) else "--run-dir"
+    command = [sys.executable, "-m", "mambaseg", "fit", "--config", config, place, str(job.folder), *arguments]
+    with job.log.open("ab") as log:
         return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
 
 

@@ -2,21 +2,25 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import lightning.pytorch as L
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 
+from mambaseg.callbacks.best_checkpoint import BestCheckpoint
 from mambaseg.callbacks.best_students import BestStudents
 from mambaseg.callbacks.case_table import CaseTable
+from mambaseg.callbacks.finite_guard import FiniteGuard
 from mambaseg.callbacks.jsonl import JsonlLogger
 from mambaseg.callbacks.overlays import PredictionOverlays
 from mambaseg.callbacks.progress import RunProgress
+from mambaseg.callbacks.random_states import RandomStates
+from mambaseg.callbacks.resume_point import ResumePoint
 from mambaseg.callbacks.run_card import RunCard
 from mambaseg.callbacks.throughput import Throughput
 from mambaseg.callbacks.wandb import WandbTracker
 from mambaseg.metrics.headline import headline_metric
-from mambaseg.runs import CHECKPOINTS
+from mambaseg.runs import CHECKPOINTS, LAST
 
 
 @dataclass
@@ -29,6 +33,7 @@ class TrackingConfig:
         overlays: Validation cases drawn after each validation.
         progress_seconds: Without a terminal: seconds between two progress lines.
         checkpoint_every: Steps between two writes of the last checkpoint.
+        nonfinite: What to do when the loss is NaN or infinite: ``stop`` or ``skip`` the step; see ``FiniteGuard``.
         note: Free text for the run card, such as the question that the run should answer.
     """
 
@@ -37,6 +42,7 @@ class TrackingConfig:
     overlays: int = 4
     progress_seconds: float = 30.0
     checkpoint_every: int = 500
+    nonfinite: Literal["stop", "skip"] = "stop"
     note: str = ""
 
 
@@ -58,21 +64,15 @@ def tracking_callbacks(config: TrackingConfig, run_dir: Path, has_validation: bo
         has_validation: There are validation patients, so that there is a best checkpoint.
     """
     folder = run_dir / CHECKPOINTS
-    last = ModelCheckpoint(
-        folder,
-        filename="last",
-        every_n_train_steps=config.checkpoint_every,
-        save_on_train_epoch_end=False,
-        enable_version_counter=False,
-    )
     callbacks: list[L.Callback] = [
         RunProgress(line_every_seconds=config.progress_seconds),
         Throughput(),
         RunCard(config.note),
-        last,
+        RandomStates(),
+        FiniteGuard(config.nonfinite),
     ]
     if has_validation:
-        best = ModelCheckpoint(
+        best = BestCheckpoint(
             folder,
             filename="best",
             monitor=headline_metric(),
@@ -81,4 +81,5 @@ def tracking_callbacks(config: TrackingConfig, run_dir: Path, has_validation: bo
             enable_version_counter=False,
         )
         callbacks += [PredictionOverlays(config.overlays), CaseTable(), BestStudents(), best]
-    return callbacks
+    # The last one: it saves what the others remember.
+    return [*callbacks, ResumePoint(folder / LAST, config.checkpoint_every)]

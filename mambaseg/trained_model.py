@@ -8,8 +8,10 @@ from typing import Any, cast
 import torch
 from jsonargparse import ArgumentError, ArgumentParser
 
+from mambaseg.allowed_code import restrict_class_paths
 from mambaseg.errors import InputError
-from mambaseg.experiment import read_mapping
+from mambaseg.experiment import read_mapping, without_weights
+from mambaseg.io.checkpoint_file import damage
 from mambaseg.lightning_cli import RESOLVED, explain
 from mambaseg.methods import CoTrainingModule
 from mambaseg.methods.cotraining import TASK
@@ -32,10 +34,11 @@ def load_trained(run: Path, checkpoint: Path) -> CoTrainingModule:
         InputError: A file cannot be read, or the checkpoint does not fit the configuration.
     """
     saved = read_checkpoint(checkpoint)
-    section = read_mapping(run / RESOLVED).get("model")
+    section = without_weights(read_mapping(run / RESOLVED)).get("model")
     if not isinstance(section, dict) or "class_path" not in section:
         raise InputError(f"{run / RESOLVED}: field 'model' has no class_path. Give the folder of a training.")
     section = {**section, "init_args": {**(section.get("init_args") or {}), **saved[TASK]}}
+    restrict_class_paths()
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(CoTrainingModule, "model")
     try:
@@ -59,6 +62,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         InputError: The file is damaged, or no checkpoint of a ``CoTrainingModule``.
     """
+    wrong = damage(path)
+    if wrong is not None:
+        raise InputError(f"{path}: cannot be read as a checkpoint: {wrong}. Take another one of the run.")
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:

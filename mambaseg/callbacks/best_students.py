@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from mambaseg.callbacks.context import finite_metric, is_fitting, run_folder, student_module
-from mambaseg.io.atomic import atomic_path
+from mambaseg.io.atomic import write_bytes
+from mambaseg.io.keep_going import keep_going
 
 log = logging.getLogger(__name__)
 
@@ -49,9 +50,11 @@ class BestStudents(pl.Callback):
             score = finite_metric(trainer, f"val/{name}/{self.metric}")
             if score is None or score <= self.best.get(name, {}).get("score", -float("inf")):
                 continue
+            before = self.best.get(name)
             self.best[name] = {"score": score, "step": trainer.global_step}
-            if trainer.is_global_zero:
-                self._save(best_path(run_folder(trainer), name), name, network)
+            if trainer.is_global_zero and not self._save(best_path(run_folder(trainer), name), name, network):
+                # The record is of the file that is there.
+                self.best = {key: value for key, value in (self.best | {name: before}).items() if value is not None}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best score and step of each student, for a resumed run."""
@@ -61,12 +64,16 @@ class BestStudents(pl.Callback):
         """Take over what ``state_dict`` returned."""
         self.best = dict(state_dict["best"])
 
-    def _save(self, path: Path, name: str, network: nn.Module) -> None:
+    def _save(self, path: Path, name: str, network: nn.Module) -> bool:
         record = {"student": name, "metric": f"val/{name}/{self.metric}", **self.best[name]}
         # The header of a safetensors file holds strings only.
         header = {key: value if isinstance(value, str) else json.dumps(value) for key, value in record.items()}
-        with atomic_path(path) as temporary:
-            save_file(_plain_weights(network), temporary, metadata=header)
+        content = save(_plain_weights(network), metadata=header)
+        saved = False
+        with keep_going(path):
+            write_bytes(path, content)
+            saved = True
+        return saved
 
 
 def best_path(folder: Path, student: str) -> Path:

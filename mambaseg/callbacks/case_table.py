@@ -11,6 +11,7 @@ from lightning.pytorch.loggers import WandbLogger
 from mambaseg.callbacks.context import logged_step, run_folder, wandb_run
 from mambaseg.callbacks.provenance import code_version
 from mambaseg.errors import InputError
+from mambaseg.io.keep_going import keep_going
 from mambaseg.metrics.rows import CaseScore
 from mambaseg.reports.tables import write_scores
 
@@ -49,7 +50,9 @@ class CaseTable(pl.Callback):
             "seed": os.environ.get("PL_GLOBAL_SEED"),
             **code_version().as_dict(),
         }
-        write_scores(run_folder(trainer) / f"scores_{part}", rows, run)
+        folder = run_folder(trainer) / f"scores_{part}"
+        with keep_going(folder):
+            write_scores(folder, rows, run)
         logger = wandb_run(trainer)
         if logger is not None and self.to_wandb:
             _log_table(logger, rows, part, logged_step(trainer))

@@ -1,6 +1,7 @@
 """The record of a run that needs no account and no server: one JSON object a line."""
 
 import json
+import logging
 import math
 import os
 import time
@@ -13,6 +14,9 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from mambaseg.io.atomic import write_text
+from mambaseg.io.keep_going import describe_os_error
+
+log = logging.getLogger(__name__)
 
 TAIL_BYTES = 1 << 20
 """How far back the end of the last whole line is looked for; a row is a few kilobytes."""
@@ -22,8 +26,8 @@ class JsonlLogger(Logger):
     """Appends every logged row to ``SAVE_DIR/metrics.jsonl`` and the hyper-parameters to ``SAVE_DIR/hparams.json``.
 
     A row is ``{"step": 100, "epoch": 3, "time": 1764000000.0, "loss": 0.41, ...}``, with ``null`` for values that are
-    not finite. Each row is written and closed at once, so a killed run keeps all of them. A resumed run continues the
-    file; ``mambaseg.reports.run_record`` drops the rows that the restart repeated.
+    not finite. Each row is written and closed at once, so a killed run keeps all of them; on a full disk rows wait in
+    memory. A resumed run continues the file; ``mambaseg.reports.run_record`` drops the rows that the restart repeated.
 
     Args:
         save_dir: The run folder; made when the first row is written.
@@ -35,6 +39,7 @@ class JsonlLogger(Logger):
         self._save_dir = Path(save_dir)
         self._file_name = file_name
         self._ready = False
+        self._waiting: list[str] = []
 
     @property
     def save_dir(self) -> str:
@@ -91,13 +96,39 @@ class JsonlLogger(Logger):
         if settings:
             write_text(self._save_dir / "hparams.json", json.dumps(settings, indent=2, default=_describe) + "\n")
 
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Write what could not be written before.
+
+        Args:
+            status: How the run ended.
+        """
+        if self._waiting:
+            self._write_waiting()
+
     def _append(self, row: dict[str, Any]) -> None:
-        if not self._ready:
-            self._save_dir.mkdir(parents=True, exist_ok=True)
-            repair_last_line(self.path)
-            self._ready = True
-        with self.path.open("a", encoding="utf-8") as record:
-            record.write(json.dumps(row, allow_nan=False) + "\n")
+        self._waiting.append(json.dumps(row, allow_nan=False) + "\n")
+        self._write_waiting()
+
+    def _write_waiting(self) -> None:
+        """Append the rows that wait; on a full disk they go on waiting for the next row."""
+        try:
+            if not self._ready:
+                self._save_dir.mkdir(parents=True, exist_ok=True)
+                repair_last_line(self.path)
+                self._ready = True
+            with self.path.open("a", encoding="utf-8") as record:
+                record.write("".join(self._waiting))
+        except OSError as error:
+            if self._ready or len(self._waiting) == 1:
+                log.warning(
+                    "%s could not be written: %s. Training goes on; rows are kept until they can be.",
+                    self.path,
+                    describe_os_error(error, self.path),
+                )
+            self._ready = False
+            return
+        self._waiting.clear()
 
 
 def plain_number(value: Any) -> int | float | None:

@@ -24,6 +24,7 @@ from mambaseg.callbacks.context import (
 )
 from mambaseg.datamodules.batch import IGNORE_INDEX
 from mambaseg.io.atomic import atomic_path
+from mambaseg.io.keep_going import keep_going
 from mambaseg.metrics.headline import headline_metric
 from mambaseg.reports.figures import disputed_share, prediction_panel
 
@@ -88,9 +89,10 @@ class PredictionOverlays(pl.Callback):
         folder = run_folder(trainer) / "overlays"
         self._note_best(trainer, step)
         panels = [prediction_panel(s.image, s.label, s.predictions, module.class_names) for s in self._slices]
-        for shown, panel in zip(self._slices, panels, strict=True):
-            _save(panel, folder / f"step{step:06d}_{_safe_name(shown.case_id)}.png")
-        remove_all_but(folder, {step, self.best_step})
+        with keep_going(folder):
+            for shown, panel in zip(self._slices, panels, strict=True):
+                _save(panel, folder / f"step{step:06d}_{_safe_name(shown.case_id)}.png")
+            remove_all_but(folder, {step, self.best_step})
         logger = wandb_run(trainer)
         if logger is not None:
             _log_to_wandb(logger, self._slices, panels, module, logged_step(trainer))

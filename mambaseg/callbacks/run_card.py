@@ -21,6 +21,7 @@ from mambaseg.callbacks.provenance import code_version, package_versions
 from mambaseg.datamodules.source import CaseSource
 from mambaseg.datamodules.splits import Split
 from mambaseg.io.atomic import write_text
+from mambaseg.io.keep_going import keep_going
 from mambaseg.metrics.headline import HEADLINE_MEANING, headline_metric
 from mambaseg.metrics.policy import EMPTY_POLICY
 
@@ -71,7 +72,8 @@ class RunCard(pl.Callback):
         step = trainer.global_step
         card = describe_run(trainer, pl_module) | {"note": self.note}
         card["starts"] = [*_earlier_starts(path), {"time": _now(), "step": step, "command": card["command"]}]
-        write_text(path, json.dumps(card, indent=2, allow_nan=False, default=str) + "\n")
+        with keep_going(path):
+            write_text(path, json.dumps(card, indent=2, allow_nan=False, default=str) + "\n")
         for logger in trainer.loggers:
             if isinstance(logger, JsonlLogger):
                 logger.log_event("train_start", step)

@@ -24,7 +24,7 @@ from mambaseg.metrics.case_scores import CaseScores
 from mambaseg.metrics.headline import headline_metric, headline_predictor
 from mambaseg.metrics.rows import OVERLAP_NAMES, VALUE_NAMES, CaseScore
 from mambaseg.metrics.summary import PredictorSummary, summarize
-from mambaseg.networks import SegmentationNetwork, create_network
+from mambaseg.networks import SegmentationNetwork, create_network, list_networks
 
 TASK = "task"
 """Where a checkpoint keeps what the data decided about the networks: the arguments that rebuild them without it."""
@@ -72,7 +72,7 @@ class CoTrainingModule(L.LightningModule, ABC):
             raise InputError(f"students is {sorted(students)}: name at least one, and none of them {ENSEMBLE!r}.")
         self.student_configs = students
         self.students = nn.ModuleDict(
-            {name: create_network(s.network, in_channels, num_classes, **s.options) for name, s in students.items()}
+            {name: build_student(name, config, in_channels, num_classes) for name, config in students.items()}
         )
         self.num_classes = num_classes
         self.in_channels = in_channels
@@ -185,6 +185,10 @@ class CoTrainingModule(L.LightningModule, ABC):
         with torch.no_grad():
             return dict(self(batch["image"]))
 
+    def audited_batch(self, batch: Batch) -> Batch:
+        """Return the batch whose ``audit_label`` is the truth of ``training_view(batch)``, pixel by pixel."""
+        return batch
+
     def on_fit_start(self) -> None:
         """Let teachers, which predict in evaluation mode, start in training mode: Lightning warns of what does not."""
         for module in self.modules():
@@ -210,7 +214,7 @@ class CoTrainingModule(L.LightningModule, ABC):
     ) -> None:
         values: dict[str, Any] = {f"loss/{name}": term.detach() for name, term in terms.items()}
         values |= {f"lr/{group['student']}": group["lr"] for group in cast(Any, self.optimizers()).param_groups}
-        values |= pseudo_label_quality(batch, outputs)
+        values |= pseudo_label_quality(self.audited_batch(batch), outputs)
         self.log("loss", loss.detach(), prog_bar=True, batch_size=len(batch["case_id"]))
         self.log_dict(values, batch_size=len(batch["case_id"]))
 
@@ -269,6 +273,21 @@ class CoTrainingModule(L.LightningModule, ABC):
             if summary.predictor == headline_predictor(self.predictor_names):
                 dice = summary.foreground["dice"].mean
                 self.log(headline_metric(part), dice, prog_bar=part == "val", sync_dist=False)
+
+
+def build_student(name: str, config: StudentConfig, in_channels: int, num_classes: int) -> SegmentationNetwork:
+    """Build one student's network.
+
+    Raises:
+        InputError: It does not exist, refuses its options, or classifies instead of segmenting.
+    """
+    network = create_network(config.network, in_channels, num_classes, **config.options)
+    if not isinstance(network, SegmentationNetwork):
+        raise InputError(
+            f"Student {name!r}: network {config.network!r} classifies whole images; choose one that segments: "
+            f"{', '.join(list_networks('segment'))}."
+        )
+    return network
 
 
 def logged_means(part: str, summary: PredictorSummary) -> dict[str, float]:

@@ -2,14 +2,15 @@
 
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 
-from mambaseg.datamodules.batch import Batch
+from mambaseg.datamodules.batch import IGNORE_INDEX, Batch
 from mambaseg.errors import InputError
 from mambaseg.losses.pooled_contrast import Reduction, pooled_contrast_loss
+from mambaseg.methods.components.cutmix import CutMix, CutMixConfig, draw_cutmix, mixed_target
 from mambaseg.methods.components.ema_teacher import EmaTeacher
 from mambaseg.methods.components.pixel_contrast import PixelContrast, PixelContrastConfig
 from mambaseg.methods.components.pseudo_label import confident_label, partner_label, unknown_target
@@ -64,6 +65,10 @@ class CrossConfig:
         trust: For the ``ema`` teacher: how much more a student counts that does better on labelled pixels; 0 counts
             all alike.
         confidence: Pixels whose pseudo-label has a lower probability are left out; 0 keeps all, as published.
+        teacher_norm: For the ``ema`` teacher: whether batch norm uses ``running`` statistics or those of the ``batch``
+            of unlabelled images at hand.
+        cutmix: Paste boxes of other images into the unlabelled ones that students learn on; pseudo-labels are made
+            before, on whole images, and pasted alike.
         ce: Replaces the recipe's weight of the cross-entropy to pseudo-labels.
         dice: Replaces the recipe's weight of the Dice loss to pseudo-labels.
     """
@@ -73,6 +78,8 @@ class CrossConfig:
     ema_decay: float = 0.99
     trust: float = 0.0
     confidence: float = 0.0
+    teacher_norm: Literal["running", "batch"] = "running"
+    cutmix: CutMixConfig | None = None
     ce: float | None = None
     dice: float | None = None
 
@@ -114,7 +121,7 @@ class SemiMambaUNet(CoTrainingModule):
         self.ablated = frozenset(ablate or ())
         self.teacher: EmaTeacher | None = None
         if self.cross.teacher == "ema":
-            self.teacher = EmaTeacher(self.networks, self.cross.ema_decay, self.cross.trust)
+            self.teacher = EmaTeacher(self.networks, self.cross.ema_decay, self.cross.trust, self.cross.teacher_norm)
         self.pixel_contrast: PixelContrast | None = None
         if pixel_contrast is not None and "pixel_contrast" not in self.ablated:
             channels = {name: network.decoder_channels for name, network in self.networks.items()}
@@ -132,6 +139,29 @@ class SemiMambaUNet(CoTrainingModule):
         yield from super().student_parameters(name)
         if self.pixel_contrast is not None:
             yield from self.pixel_contrast.projector(name).named_parameters(prefix="projector")
+
+    def training_view(self, batch: Batch) -> Tensor:
+        """Return the images (B, C, *S) that the students learn on, with the boxes of ``cross.cutmix`` pasted."""
+        view, mix = super().training_view(batch), self._mix(batch)
+        return view if mix is None else mix(view)
+
+    def teaching_outputs(self, batch: Batch, outputs: dict[str, StudentOutput]) -> dict[str, StudentOutput]:
+        """Return the outputs that students teach each other with: those on whole images where boxes were pasted."""
+        if self.cross.cutmix is None or self.strong_view:
+            return super().teaching_outputs(batch, outputs)
+        with torch.no_grad():
+            return dict(self(batch["image"]))
+
+    def audited_batch(self, batch: Batch) -> Batch:
+        """Return the batch with the boxes pasted into ``audit_label`` too; see the base class."""
+        mix = self._mix(batch)
+        if mix is None or "audit_label" not in batch:
+            return batch
+        return batch | {"audit_label": mix(batch["audit_label"])}
+
+    def _mix(self, batch: Batch) -> CutMix | None:
+        """Return the boxes of this step; asked twice, they are the same."""
+        return None if self.cross.cutmix is None else draw_cutmix(self.cross.cutmix, batch, self.global_step)
 
     def training_losses(self, batch: Batch, outputs: dict[str, StudentOutput]) -> dict[str, Tensor]:
         """Return the configured terms; those of one student end in its name: ``cross/<student>``."""
@@ -167,14 +197,25 @@ class SemiMambaUNet(CoTrainingModule):
     def _cross_targets(self, batch: Batch, outputs: dict[str, StudentOutput]) -> dict[str, Tensor]:
         """Return each student's pseudo-label (B, *S), known only where the batch's label is not."""
         if self.teacher is not None:
-            shared = confident_label(self.teacher(batch["image"]), self.cross.confidence)
-            return dict.fromkeys(outputs, unknown_target(batch, shared))
+            return dict.fromkeys(outputs, self._target(batch, self._taught_label(self.teacher, batch)))
         views = self.teaching_outputs(batch, outputs)
         targets = {}
         for name in outputs:
             partners = [output for other, output in views.items() if other != name]
-            targets[name] = unknown_target(batch, partner_label(partners, self.cross.confidence))
+            targets[name] = self._target(batch, partner_label(partners, self.cross.confidence))
         return targets
+
+    def _taught_label(self, teacher: EmaTeacher, batch: Batch) -> Tensor:
+        """Return the teacher's label (B, *S) of images with unknown pixels, ``IGNORE_INDEX`` for the others."""
+        label = torch.full_like(batch["label"], IGNORE_INDEX)
+        rows = (batch["label"] == IGNORE_INDEX).flatten(1).any(1)
+        if rows.any():
+            label[rows] = confident_label(teacher(batch["image"][rows]), self.cross.confidence)
+        return label
+
+    def _target(self, batch: Batch, pseudo_label: Tensor) -> Tensor:
+        mix = self._mix(batch)
+        return unknown_target(batch, pseudo_label) if mix is None else mixed_target(batch, pseudo_label, mix)
 
     def _pooled_contrast(self, outputs: dict[str, StudentOutput]) -> Tensor:
         losses = [

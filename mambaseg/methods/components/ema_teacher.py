@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ class EmaTeacher(nn.Module):
     Mean teacher, https://arxiv.org/abs/1703.01780, over several networks. Buffers (batch-norm statistics) are averaged
     like weights, and the teacher puts itself into evaluation mode to predict: in training mode it would see other
     statistics than its weights were averaged for. The decay starts low, so that the first random weights are soon
-    forgotten.
+    forgotten. ``norm: batch`` keeps one thing of training mode: batch norm takes the statistics of the images at hand.
 
     Args:
         students: The networks to follow.
@@ -26,19 +27,32 @@ class EmaTeacher(nn.Module):
         trust: How much more a student counts that does better on labelled pixels: shares are the softmax of ``-trust``
             times the running supervised loss. 0 counts all alike. A network that has hardly learned yet should not
             teach one that has.
+        norm: What batch norm normalises with in a prediction: ``running`` averages of what the students saw, labelled
+            images included, or the statistics of the ``batch``. The latter suits unlabelled images of other scanners
+            than the labelled ones.
     """
 
     step: Tensor
     loss: Tensor
 
-    def __init__(self, students: Mapping[str, nn.Module], decay: float, trust: float = 0.0) -> None:
+    def __init__(
+        self,
+        students: Mapping[str, nn.Module],
+        decay: float,
+        trust: float = 0.0,
+        norm: Literal["running", "batch"] = "running",
+    ) -> None:
         super().__init__()
         if not 0.0 <= decay < 1.0:
             raise ValueError(f"EmaTeacher: decay is {decay}; it must be in [0, 1).")
         self.decay = decay
         self.trust = trust
+        self.norm = norm
         self.averages = nn.ModuleDict({name: copy.deepcopy(network) for name, network in students.items()})
         self.averages.requires_grad_(False)
+        for layer in self._batch_norms() if norm == "batch" else ():
+            # Its running statistics stay the average of the students', whatever it predicts.
+            layer.momentum = 0.0
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
         self.register_buffer("loss", torch.zeros(len(students)))
 
@@ -71,9 +85,14 @@ class EmaTeacher(nn.Module):
         """Return each average's probability (B, K, *S) on ``image`` (B, C, *S)."""
         if self.training:
             self.eval()
+            for layer in self._batch_norms() if self.norm == "batch" else ():
+                layer.train()
         return [full_size(network(image)).float().softmax(1) for network in self.averages.values()]
 
     @torch.no_grad()
     def forward(self, image: Tensor) -> Tensor:
         """Return the averages' probability (B, K, *S) on ``image`` (B, C, *S), weighted by their shares."""
         return torch.einsum("n,n...->...", self.shares(), torch.stack(self.words(image)))
+
+    def _batch_norms(self) -> list[nn.modules.batchnorm._BatchNorm]:
+        return [layer for layer in self.averages.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]

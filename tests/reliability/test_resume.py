@@ -1,0 +1,136 @@
+"""Resuming from any step, and from what is left when checkpoints are damaged."""
+
+import os
+import shutil
+
+import pytest
+
+from mambaseg.callbacks.resume_point import ResumePoint
+from mambaseg.cli import main
+from mambaseg.errors import InputError
+from mambaseg.io.checkpoint_file import damage
+from mambaseg.lightning_cli import build
+from mambaseg.runs import check_writable, newest_run, note_newest, resume_run
+from tests.methods.test_training import experiment
+from tests.reliability.runs import contents, differences
+
+STEPS = 11
+# validation every 4 steps, epochs of 5: an ordinary step, a validation, an epoch's end, the step after it
+MOMENTS = (3, 4, 5, 8)
+
+
+def train(folder, checkpoint=None, every=1):
+    config = experiment(STEPS)
+    config["tracking"] |= {"checkpoint_every": every, "overlays": 1}
+    cli = build(config, folder / "t.yaml", folder, track=True)
+    cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def snapshots(tmp_path_factory):
+    """The folder of a whole run, beside it what was there right after each of some steps."""
+    root = tmp_path_factory.mktemp("runs")
+    save = ResumePoint._save
+
+    def save_and_copy(self, trainer):
+        save(self, trainer)
+        if trainer.global_step in MOMENTS:
+            shutil.copytree(root / "whole", root / f"step{trainer.global_step}")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ResumePoint, "_save", save_and_copy)
+        train(root / "whole")
+    return root
+
+
+@pytest.mark.parametrize("step", MOMENTS)
+def test_resuming_from_any_step_gives_the_same_run(snapshots, step):
+    run = snapshots / f"step{step}"
+    train(run, run / "checkpoints" / "last.ckpt", every=100)
+    assert list(differences(contents(snapshots / "whole"), contents(run))) == []
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("spoil", [truncate, flip, lambda path: path.write_bytes(b"")])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(snapshots, tmp_path, caplog, spoil):
+    run = tmp_path / "run"
+    shutil.copytree(snapshots / "whole", run)
+    last, previous = run / "checkpoints" / "last.ckpt", run / "checkpoints" / "previous.ckpt"
+    assert resume_run("any", str(run)) == (run, last)
+    spoil(last)
+    assert damage(last)
+    assert resume_run("any", str(run)) == (run, previous)
+    assert str(last) in caplog.text
+    assert "previous.ckpt" in caplog.text
+    with pytest.raises(InputError, match=r"last\.ckpt"):
+        resume_run("any", str(last))
+    if spoil is truncate:
+        train(run, previous, every=100)
+        assert list(differences(contents(snapshots / "whole"), contents(run))) == []
+
+
+def test_the_best_checkpoint_is_the_last_resort(snapshots, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(snapshots / "step8", run)
+    for name in ("last", "previous"):
+        truncate(run / "checkpoints" / f"{name}.ckpt")
+    _, checkpoint = resume_run("any", str(run))
+    assert checkpoint.name == "best.ckpt"
+    train(run, checkpoint, every=100)
+    whole, resumed = contents(snapshots / "whole")["last.ckpt"], contents(run)["last.ckpt"]
+    for part in ("state_dict", "optimizer_states", "lr_schedulers"):
+        assert list(differences(whole[part], resumed[part])) == []
+    for name in ("last", "best"):
+        truncate(run / "checkpoints" / f"{name}.ckpt")
+    with pytest.raises(InputError, match="No whole checkpoint"):
+        resume_run("any", str(run))
+
+
+def test_auto_takes_the_run_started_last_whatever_the_clock_says(tmp_path, monkeypatch):
+    monkeypatch.setenv("MAMBASEG_RUNS", str(tmp_path))
+    monkeypatch.delenv("MAMBASEG_RUN_DIR", raising=False)
+    assert resume_run("exp", "auto") == (None, None)
+    for name, day in (("later", 200), ("earlier", 100)):
+        checkpoint = tmp_path / "exp" / name / "checkpoints" / "last.ckpt"
+        checkpoint.parent.mkdir(parents=True)
+        checkpoint.write_bytes(b"")
+        os.utime(checkpoint, (day, day))
+    assert newest_run("exp").name == "later"
+    note_newest("exp", tmp_path / "exp" / "earlier")  # started after the clock was set back
+    assert newest_run("exp").name == "earlier"
+    note_newest("exp", tmp_path / "elsewhere" / "earlier")
+    assert newest_run("exp").name == "earlier"
+    (tmp_path / "exp" / ".newest").write_text("../../etc\n")
+    assert newest_run("exp").name == "later"
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_over_in_its_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("MAMBASEG_RUNS", str(tmp_path))
+    monkeypatch.delenv("MAMBASEG_RUN_DIR", raising=False)
+    (tmp_path / "exp" / "a").mkdir(parents=True)
+    note_newest("exp", tmp_path / "exp" / "a")
+    assert resume_run("exp", "auto") == (tmp_path / "exp" / "a", None)
+    monkeypatch.setenv("MAMBASEG_RUN_DIR", str(tmp_path / "job7"))  # as a SLURM script sets it for all its processes
+    assert resume_run("exp", "auto") == (tmp_path / "job7", None)
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_training(tmp_path, capsys, repository, monkeypatch):
+    monkeypatch.chdir(repository)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written"):
+        check_writable(tmp_path / "file" / "run")
+    monkeypatch.setenv("MAMBASEG_RUNS", str(tmp_path / "file"))
+    monkeypatch.delenv("MAMBASEG_RUN_DIR", raising=False)
+    assert main(["fit", "--config", "supervised_acdc"]) == 2
+    error = capsys.readouterr().err
+    assert "--run-dir" in error
+    assert error.count("\n") == 1
