@@ -92,6 +92,19 @@ def test_other_sizes_frames_and_depths():
     assert np.argmin(cavities) in (2, 3), "end-systole lies in the middle of the cycle"
 
 
+def test_a_narrow_field_of_view_is_the_middle_of_the_whole_torso():
+    whole = Phantom(patients=2, depth=4, size=80, seed=0)
+    middle = Phantom(patients=2, depth=4, size=40, seed=0, field_of_view=0.5)
+    for case_id in whole.case_ids():
+        for kind in ("image", "label", "scribble"):
+            cut = middle.array(case_id, kind)
+            assert np.array_equal(cut, whole.array(case_id, kind)[:, 20:60, 20:60])
+            assert not cut.flags.writeable
+        assert middle.spacing_mm(case_id) == whole.spacing_mm(case_id), "the pixels are the same"
+        heart = (whole.array(case_id, "label") > 0).sum()
+        assert (middle.array(case_id, "label") > 0).sum() > 0.95 * heart
+
+
 def test_pickling_leaves_the_arrays_behind(phantom):
     phantom.array("phantom001_frame01", "image")
     data = pickle.dumps(phantom)
@@ -114,5 +127,7 @@ def test_messages_for_bad_input(phantom):
         Phantom(patients=0)
     with pytest.raises(InputError, match="size"):
         Phantom(size=8)
+    with pytest.raises(InputError, match="field_of_view"):
+        Phantom(field_of_view=0.2)
     with pytest.raises(InputError, match="phantom099_frame01"):
         phantom.array("phantom099_frame01", "image")
