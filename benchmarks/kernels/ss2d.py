@@ -17,6 +17,7 @@ from selective_scan import DTYPES, measure
 from torch import Tensor
 
 from mambaseg.kernels import backend, cross_merge, cross_scan, selective_scan, ss2d
+from mambaseg.kernels.ss2d.reference import scan_sequences
 
 COLUMNS = ("provider", "dtype", "shape", "training_ms", "held_mib", "peak_mib", "error", "gpu", "torch", "date")
 # (batch, channels, side) of VMamba-T's four stages at 224 x 224
@@ -26,32 +27,9 @@ SHAPES = {
 }
 
 
-def composition(
-    x: Tensor,
-    x_proj_weight: Tensor,
-    dt_projs_weight: Tensor,
-    dt_projs_bias: Tensor,
-    A_logs: Tensor,
-    Ds: Tensor,
-) -> Tensor:
+def composition(x: Tensor, *parameters: Tensor) -> Tensor:
     """Compute ``ss2d`` from separate operators; arguments and result are its."""
-    rank, d_state = dt_projs_weight.shape[-1], A_logs.shape[-1]
-    sequences = cross_scan(x)
-    projected = torch.einsum("bkel,kce->bkcl", sequences, x_proj_weight.to(x.dtype))
-    low_rank, B, C = torch.split(projected, [rank, d_state, d_state], dim=2)
-    delta = torch.einsum("bkrl,ker->bkel", low_rank, dt_projs_weight.to(x.dtype))
-    y = selective_scan(
-        sequences.flatten(1, 2),
-        delta.flatten(1, 2),
-        -torch.exp(A_logs),
-        B,
-        C,
-        Ds,
-        delta_bias=dt_projs_bias.flatten(),
-        delta_softplus=True,
-    )
-    assert isinstance(y, Tensor)
-    return cross_merge(torch.unflatten(y, 1, (4, -1)), *x.shape[-2:])
+    return cross_merge(scan_sequences(cross_scan(x), *parameters, scan=selective_scan), *x.shape[-2:])
 
 
 PROVIDERS: dict[str, Callable[..., Tensor]] = {"ss2d": ss2d, "composition": composition}

@@ -288,8 +288,8 @@ def backward(
 
 def _pad_rank(weight: Tensor) -> Tensor:
     """Fill up (G, D, R) with zeros to a power of two, which the kernels unroll over."""
-    rank = weight.shape[-1]
-    return F.pad(weight, (0, triton.next_power_of_2(rank) - rank)).contiguous()
+    missing = triton.next_power_of_2(weight.shape[-1]) - weight.shape[-1]
+    return F.pad(weight, (0, missing)) if missing else weight.contiguous()
 
 
 def _copy(part: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,5 +1,8 @@
 """The four-direction scan in the published order of operations: slow, readable, the definition."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -27,13 +30,14 @@ def scan_sequences(
     dt_projs_bias: Tensor,
     A_logs: Tensor,
     Ds: Tensor,
+    scan: Callable[..., Any] = selective_scan_reference,
 ) -> Tensor:
-    """Project and scan the sequences that G directions read, (B, G, E, L); return the same shape."""
+    """Project and scan the sequences that G directions read, (B, G, E, L), with any scan; return the same shape."""
     rank, d_state = dt_projs_weight.shape[-1], A_logs.shape[-1]
-    projected = torch.einsum("bkel,kce->bkcl", sequences, x_proj_weight)
+    projected = torch.einsum("bkel,kce->bkcl", sequences, x_proj_weight.to(sequences.dtype))
     low_rank, B, C = torch.split(projected, [rank, d_state, d_state], dim=2)
-    delta = torch.einsum("bkrl,ker->bkel", low_rank, dt_projs_weight)
-    y = selective_scan_reference(
+    delta = torch.einsum("bkrl,ker->bkel", low_rank, dt_projs_weight.to(sequences.dtype))
+    y = scan(
         sequences.flatten(1, 2),
         delta.flatten(1, 2),
         -torch.exp(A_logs),

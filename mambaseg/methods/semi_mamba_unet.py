@@ -196,13 +196,18 @@ class SemiMambaUNet(CoTrainingModule):
 
     def _cross_targets(self, batch: Batch, outputs: dict[str, StudentOutput]) -> dict[str, Tensor]:
         """Return each student's pseudo-label (B, *S), known only where the batch's label is not."""
+        mix = self._mix(batch)
+
+        def target(pseudo_label: Tensor) -> Tensor:
+            return unknown_target(batch, pseudo_label) if mix is None else mixed_target(batch, pseudo_label, mix)
+
         if self.teacher is not None:
-            return dict.fromkeys(outputs, self._target(batch, self._taught_label(self.teacher, batch)))
+            return dict.fromkeys(outputs, target(self._taught_label(self.teacher, batch)))
         views = self.teaching_outputs(batch, outputs)
         targets = {}
         for name in outputs:
             partners = [output for other, output in views.items() if other != name]
-            targets[name] = self._target(batch, partner_label(partners, self.cross.confidence))
+            targets[name] = target(partner_label(partners, self.cross.confidence))
         return targets
 
     def _taught_label(self, teacher: EmaTeacher, batch: Batch) -> Tensor:
@@ -212,10 +217,6 @@ class SemiMambaUNet(CoTrainingModule):
         if rows.any():
             label[rows] = confident_label(teacher(batch["image"][rows]), self.cross.confidence)
         return label
-
-    def _target(self, batch: Batch, pseudo_label: Tensor) -> Tensor:
-        mix = self._mix(batch)
-        return unknown_target(batch, pseudo_label) if mix is None else mixed_target(batch, pseudo_label, mix)
 
     def _pooled_contrast(self, outputs: dict[str, StudentOutput]) -> Tensor:
         losses = [

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from mambaseg.errors import InputError
@@ -18,8 +19,8 @@ from mambaseg.registry import unknown_name
 FOLDER_VARIABLE = "MAMBASEG_WEIGHTS"
 CONTAINERS = ("model", "state_dict", "model_ema", "state_dict_ema")
 """Under which published files keep their tensors, the first one there is taken."""
-
-
+UNREADABLE = (OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, EOFError, SafetensorError)
+"""What torch and safetensors raise for files that are damaged or something else."""
 INERT: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [(OrderedDict, "yacs.config.CfgNode")]
 """What stands in for the configuration objects that training checkpoints carry; they are never looked at."""
 
@@ -107,7 +108,16 @@ def _read(file: Path) -> dict[str, Any]:
             f"{file}: was refused, because it holds more than tensors or is damaged ({_reason(error)}). "
             "Keep its state dict alone, as safetensors, if you trust it."
         ) from error
-    except Exception as error:
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        EOFError,
+        SafetensorError,
+    ) as error:
         raise InputError(f"{file}: cannot be read as weights ({_reason(error)}).") from error
     if not isinstance(content, dict):
         raise InputError(f"{file}: holds a {type(content).__name__}, not tensors by name.")
