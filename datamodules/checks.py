@@ -8,24 +8,33 @@ import numpy as np
 from mambaseg.datamodules.source import UNKNOWN_LABEL, ArrayKind
 from mambaseg.errors import InputError
 
+LARGEST = 1e30
+"""Beyond it, differences and products of float32 overflow."""
 
-def check_image(image: np.ndarray, file: Path) -> None:
-    """Refuse an image (D, H, W) that is not numeric, not finite everywhere, or constant.
+
+def image_values(image: np.ndarray, file: Path) -> np.ndarray:
+    """Return an image (D, H, W) as float32.
 
     Raises:
-        InputError: It is; the message names the first offending voxel.
+        InputError: It is not numeric, not finite everywhere as float32, too large to compute with, or constant; the
+            message names the first offending voxel.
     """
     if image.dtype.kind not in "fiu":
         raise InputError(f"{file}: the image's voxels are {image.dtype}, expected numbers. Export a scalar image.")
-    bad = ~np.isfinite(image)
+    if image.size == 0:
+        raise InputError(f"{file}: the image has shape {image.shape}, without a voxel. Export it again.")
+    with np.errstate(over="ignore", invalid="ignore"):
+        image = image.astype(np.float32, copy=False)
+        bad = ~(np.abs(image) <= LARGEST)
     if bad.any():
         z, y, x = (int(i) for i in np.argwhere(bad)[0])
         raise InputError(
-            f"{file}: {int(bad.sum())} voxels of the image are NaN or infinite, the first at (z, y, x) = "
-            f"({z}, {y}, {x}). Repair or remove the file."
+            f"{file}: {int(bad.sum())} voxels of the image are NaN, infinite or beyond {LARGEST:g}, "
+            f"the first at (z, y, x) = ({z}, {y}, {x}). Repair or remove the file."
         )
     if image.min() == image.max():
         raise InputError(f"{file}: every voxel of the image is {image.flat[0]:g}. Repair or remove the file.")
+    return image
 
 
 def class_map(array: np.ndarray, kind: ArrayKind, class_names: Sequence[str], file: Path) -> np.ndarray:
@@ -43,11 +52,13 @@ def class_map(array: np.ndarray, kind: ArrayKind, class_names: Sequence[str], fi
         InputError: A value is no class.
     """
     count = len(class_names)
+    if array.dtype.kind not in "biuf":
+        raise InputError(f"{file}: the {kind}'s voxels are {array.dtype}, expected whole numbers. Export it again.")
     allowed = {*range(count), UNKNOWN_LABEL} | ({count} if kind == "scribble" else set())
     values = np.unique(array)
     strange = [value for value in values.tolist() if value not in allowed]
     if strange:
-        voxels = int((array == strange[0]).sum())
+        voxels = int((array == strange[0]).sum() or np.isnan(array).sum())
         known = ", ".join(f"{i} {name}" for i, name in enumerate(class_names))
         raise InputError(
             f"{file}: {kind} has the value {strange[0]:g} in {voxels} voxels, which is no class "

@@ -1,6 +1,8 @@
 """The manifest of a prepared dataset: its records, and their JSON form with every field checked on reading."""
 
 import json
+import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
@@ -15,6 +17,8 @@ VERSION = 1
 MANIFEST_FILE = "manifest.json"
 CASE_FILE = "case.json"
 CASES_FOLDER = "cases"
+
+STORED_DTYPE: dict[ArrayKind, str] = {"image": "float32", "label": "uint8", "scribble": "uint8"}
 
 Detail = str | int | float
 REPAIR = "Run `mambaseg prepare` again: it writes the file anew from the finished cases."
@@ -131,9 +135,9 @@ class Fields:
     def text(self, key: str) -> str:
         """Return a string field."""
         value = self.value.get(key)
-        if not isinstance(value, str):
+        if not _is_text(value):
             raise self.error(key, "text")
-        return value
+        return cast(str, value)
 
     def integer(self, key: str) -> int:
         """Return a non-negative whole number."""
@@ -145,16 +149,16 @@ class Fields:
     def texts(self, key: str) -> tuple[str, ...]:
         """Return a list of strings."""
         value = self.value.get(key)
-        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        if not isinstance(value, list) or not all(_is_text(item) for item in value):
             raise self.error(key, "a list of texts")
         return tuple(value)
 
     def numbers(self, key: str, count: int) -> tuple[float, ...] | None:
-        """Return ``count`` numbers, or None for null."""
+        """Return ``count`` finite numbers, or None for null."""
         value = self.value.get(key)
         if value is None:
             return None
-        if not isinstance(value, list) or len(value) != count or not all(isinstance(v, int | float) for v in value):
+        if not isinstance(value, list) or len(value) != count or not all(_is_number(v) for v in value):
             raise self.error(key, f"{count} numbers or null")
         return tuple(float(v) for v in value)
 
@@ -170,17 +174,46 @@ class Fields:
         return [Fields(self.path, f"{self.where}{key}[{i}].", item, self.fix) for i, item in enumerate(value)]
 
 
+def _is_text(value: object) -> bool:
+    """Tell text from what is none, or cannot be printed or be part of a file's name."""
+    return isinstance(value, str) and "\0" not in value and not any("\ud800" <= c <= "\udfff" for c in value)
+
+
+def _is_number(value: object) -> bool:
+    """Tell finite numbers from what is none, truth values among them."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond all floats
+        return False
+
+
+def _without_repetition(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Build an object from its fields; JSON lets the last of two of one name win, which nobody means."""
+    names = Counter(name for name, _ in pairs)
+    twice = [name for name, count in names.items() if count > 1]
+    if twice:
+        raise ValueError(f"field {twice[0]!r} stands there {names[twice[0]]} times")
+    return dict(pairs)
+
+
 def read_json(path: Path, fix: str = REPAIR) -> Fields:
     """Parse a JSON file whose top level is an object.
 
     Raises:
-        InputError: It is not valid JSON, or no object.
+        InputError: It is not valid JSON, names a field twice, or is no object.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_repetition)
+    except (ValueError, RecursionError) as error:  # ValueError: also bad UTF-8, repeated fields, endless numbers
         raise InputError(f"{path} is not valid JSON: {error}. {fix}") from error
     return Fields(path, "", value, fix)
+
+
+def array_file(case_id: str, kind: ArrayKind) -> str:
+    """Return where an array is kept, relative to the dataset's root."""
+    return f"{CASES_FOLDER}/{case_id}/{kind}.npy"
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -192,8 +225,13 @@ def read_manifest(path: Path) -> Manifest:
     fields = read_json(path)
     check_format(fields)
     header = Header(fields.text("dataset"), fields.texts("class_names"), fields.text("normalise"))
-    records = [_case_from(item) for item in fields.children("cases")]
-    return Manifest(header, {record.case_id: record for record in records})
+    records: dict[str, CaseRecord] = {}
+    for item in fields.children("cases"):
+        record = _case_from(item)
+        if record.case_id in records:
+            raise item.error("case_id", "a name that no other case has")
+        records[record.case_id] = record
+    return Manifest(header, records)
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
@@ -240,8 +278,8 @@ def check_format(fields: Fields) -> None:
 
 def _case_from(fields: Fields) -> CaseRecord:
     arrays = fields.child("arrays")
-    unknown = set(arrays.value) - set(ARRAY_KINDS)
-    if unknown or "image" not in arrays.value:
+    kinds = [kind for kind in ARRAY_KINDS if kind in arrays.value]
+    if len(kinds) < len(arrays.value) or "image" not in arrays.value:
         raise fields.error("arrays", f"an 'image' and no other kinds than {', '.join(ARRAY_KINDS)}")
     spacing_mm = fields.numbers("spacing_mm", 3)
     return CaseRecord(
@@ -252,20 +290,23 @@ def _case_from(fields: Fields) -> CaseRecord:
             SourceFile(item.text("file"), item.integer("size"), item.integer("mtime_ns"))
             for item in fields.children("source_files")
         ),
-        arrays={cast(ArrayKind, kind): _array_from(arrays.child(kind)) for kind in arrays.value},
+        arrays={kind: _array_from(arrays.child(kind), kind, fields.text("case_id")) for kind in kinds},
         spacing_mm=None if spacing_mm is None else (spacing_mm[0], spacing_mm[1], spacing_mm[2]),
         affine=_affine_from(fields),
         details=_details_from(fields),
     )
 
 
-def _array_from(fields: Fields) -> ArrayRecord:
+def _array_from(fields: Fields, kind: ArrayKind, case_id: str) -> ArrayRecord:
     file = fields.text("file")
-    if PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts:
-        raise fields.error("file", "a path inside the dataset's folder")
+    place = array_file(case_id, kind)
+    if file != place or ".." in PurePosixPath(place).parts or PurePosixPath(place).is_absolute():
+        raise fields.error("file", f"{place}, which is inside the dataset's folder")
     shape = fields.value.get("shape")
     if not isinstance(shape, list) or len(shape) != 3 or not all(isinstance(n, int) and n > 0 for n in shape):
         raise fields.error("shape", "three positive whole numbers")
+    if fields.text("dtype") != STORED_DTYPE[kind]:
+        raise fields.error("dtype", STORED_DTYPE[kind])
     return ArrayRecord(file, fields.text("dtype"), (shape[0], shape[1], shape[2]), fields.text("sha256"))
 
 
@@ -281,6 +322,6 @@ def _affine_from(fields: Fields) -> tuple[tuple[float, ...], ...] | None:
 
 def _details_from(fields: Fields) -> dict[str, Detail]:
     details: Mapping[str, object] = fields.child("details").value
-    if not all(isinstance(value, str | int | float) for value in details.values()):
+    if not all(_is_text(value) or _is_number(value) for value in details.values()):
         raise fields.error("details", "texts and numbers")
     return cast(dict[str, Detail], dict(details))

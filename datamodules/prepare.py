@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from mambaseg.datamodules.checks import check_image, check_same_shape, class_map
+from mambaseg.datamodules.checks import check_same_shape, class_map, image_values
 from mambaseg.datamodules.importers import Layout, RawCase, find_cases
 from mambaseg.datamodules.manifest import CaseRecord, Header, SourceFile
 from mambaseg.datamodules.normalise import Normalise, normalise_volume
@@ -135,9 +135,11 @@ def _import_case(request: PrepareRequest, case: RawCase, writer: DatasetWriter) 
         return "kept"
     raw = case.read()
     check_same_shape(raw.arrays, raw.files)
-    check_image(raw.arrays["image"], raw.files["image"])
     image, applied = normalise_volume(
-        raw.arrays["image"], request.normalise, raw.files["image"], published_ready=raw.published_ready
+        image_values(raw.arrays["image"], raw.files["image"]),
+        request.normalise,
+        raw.files["image"],
+        published_ready=raw.published_ready,
     )
     arrays: dict[ArrayKind, np.ndarray] = {"image": image}
     for kind, array in raw.arrays.items():

@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,11 @@ from mambaseg.datamodules.manifest import (
     Detail,
     read_manifest,
 )
-from mambaseg.datamodules.source import ArrayKind
+from mambaseg.datamodules.source import UNKNOWN_LABEL, ArrayKind
 from mambaseg.errors import InputError
+
+_NOT_WHOLE = (ValueError, EOFError, OSError, SyntaxError, TypeError, KeyError, MemoryError, RecursionError, TokenError)
+"""What NumPy raises for the header of a damaged file, which it evaluates as Python literals."""
 
 REIMPORT = "Run `mambaseg prepare` again: it re-imports what is missing or changed."
 
@@ -112,12 +116,20 @@ class PreparedDataset:
     def array(self, case_id: str, kind: ArrayKind) -> np.ndarray:
         """Return a read-only memory map of shape (D, H, W): image float32, label and scribble uint8.
 
+        The checksum is compared when an array is first opened, at about 2 GB/s: a flipped bit is no image.
+
         Raises:
-            InputError: The case has no such array, or its file is missing or unlike the manifest.
+            InputError: The case has no such array, its file is missing or unlike the manifest, or a mask has a value
+                that is no class.
         """
         key = (case_id, kind)
         if key not in self._open:
-            self._open[key] = open_array(self.root, self._array_record(case_id, kind))
+            record = self._array_record(case_id, kind)
+            array = open_array(self.root, record)
+            damage = _wrong_content(self.root, record) or self._strange_class(array, kind, record)
+            if damage:
+                raise InputError(f"{damage} {REIMPORT} Add --verify.")
+            self._open[key] = array
         return self._open[key]
 
     def size_bytes(self) -> int:
@@ -137,6 +149,15 @@ class PreparedDataset:
         if found:
             raise InputError(f"{self.root} is damaged:\n  " + "\n  ".join(found) + f"\n{REIMPORT} Add --verify.")
 
+    def _strange_class(self, array: np.ndarray, kind: ArrayKind, record: ArrayRecord) -> str | None:
+        """Say which value of a mask is no class of the manifest: in training it would be an index out of range."""
+        known = len(self.class_names)
+        strange = [] if kind == "image" else [int(v) for v in np.unique(array) if known <= v != UNKNOWN_LABEL]
+        if not strange:
+            return None
+        path = self.root / MANIFEST_FILE
+        return f"{self.root / record.file} has the value {strange[0]}, but {path} names {known} classes."
+
     def _array_record(self, case_id: str, kind: ArrayKind) -> ArrayRecord:
         arrays = self.record(case_id).arrays
         if kind not in arrays:
@@ -155,10 +176,10 @@ def open_array(root: Path, record: ArrayRecord) -> np.ndarray:
     """
     path = root / record.file
     try:
-        array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+        array: np.ndarray = np.lib.format.open_memmap(path, mode="r")
     except FileNotFoundError:
         raise InputError(f"{path} is named by {root / MANIFEST_FILE} but does not exist. {REIMPORT}") from None
-    except (ValueError, EOFError, OSError) as error:
+    except _NOT_WHOLE as error:
         raise InputError(f"{path} is not a whole .npy file: {error}. {REIMPORT}") from error
     if array.shape != record.shape or array.dtype != np.dtype(record.dtype):
         raise InputError(
@@ -174,6 +195,10 @@ def check_array(root: Path, record: ArrayRecord) -> str | None:
         open_array(root, record)
     except InputError as error:
         return str(error)
+    return _wrong_content(root, record)
+
+
+def _wrong_content(root: Path, record: ArrayRecord) -> str | None:
     actual = file_sha256(root / record.file)
     if actual != record.sha256:
         return f"{root / record.file}: sha256 is {actual}, the manifest says {record.sha256}."

@@ -18,7 +18,7 @@ COMMANDS = {
     "weights": "list, fetch and check published weights for the networks",
     "report": "make a self-contained HTML report of one or more runs",
     "list": "show the networks, methods, datasets, transforms, splits and experiments that exist",
-    "doctor": "show versions and devices, and check the scan kernels against their reference",
+    "doctor": "check this machine and the scan kernels on it, or with --data a data set for defects",
 }
 
 READ_CLASSES = {"fit", "validate", "test", "predict"}

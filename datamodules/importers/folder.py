@@ -20,7 +20,7 @@ def find_folder(source: Path) -> Found:
     a patient of its own.
 
     Raises:
-        InputError: A mask has no image, or ``groups.csv`` does not name every case.
+        InputError: A mask has no image, or ``groups.csv`` is damaged or does not name every case once.
     """
     if not (source / _FOLDERS["image"]).is_dir():
         return Found()
@@ -59,11 +59,17 @@ def _by_stem(folder: Path) -> dict[str, Path]:
 
 
 def _read_groups(path: Path, cases: dict[str, Path]) -> dict[str, str]:
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if not {"case", "group"} <= set(reader.fieldnames or ()):
-            raise InputError(f"{path}: columns are {reader.fieldnames}, expected 'case' and 'group'.")
-        groups = {row["case"]: row["group"] for row in reader}
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            if not {"case", "group"} <= set(reader.fieldnames or ()):
+                raise InputError(f"{path}: columns are {reader.fieldnames}, expected 'case' and 'group'.")
+            groups: dict[str, str] = {}
+            for row in reader:
+                if groups.setdefault(row["case"], row["group"]) != row["group"]:
+                    raise InputError(f"{path} names two groups for {row['case']}. Keep one row for every image.")
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not a table of text separated by commas: {error}. Write it again.") from error
     missing = sorted(case for case in cases if not groups.get(case))
     if missing:
         raise InputError(f"{path} names no group for {', '.join(missing[:5])}. Add a row for every image.")

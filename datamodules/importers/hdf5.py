@@ -4,7 +4,9 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,9 +15,17 @@ from mambaseg.datamodules.importers.base import Found, Layout, RawArrays, RawCas
 from mambaseg.datamodules.source import ArrayKind
 from mambaseg.errors import InputError
 
+if TYPE_CHECKING:
+    import h5py
+
 _NAME = re.compile(r"(?P<patient>patient\d{3})_frame(?P<frame>\d{2,3})(?:_slice_(?P<slice>\d+))?\.h5")
 _REQUIRED: tuple[ArrayKind, ...] = ("image", "label")
 _OPTIONAL: tuple[ArrayKind, ...] = ("scribble",)
+
+_DAMAGED = (OSError, KeyError, ValueError, TypeError, RuntimeError, MemoryError, OverflowError, AttributeError)
+"""What h5py raises for one or the other damage."""
+DEFLATE_RATIO = 1032
+"""No byte of a deflated stream unpacks to more: what claims to be larger would fill the memory with nothing."""
 
 FrameKey = tuple[str, int]
 
@@ -136,10 +146,10 @@ def _read_file(path: Path, dimensions: int) -> dict[ArrayKind, np.ndarray]:
                     f"{path} has no key {missing[0]!r}, only {', '.join(file) or 'none'}. "
                     "Files of this layout hold 'image' and 'label' (and 'scribble'); export them again."
                 )
-            arrays: dict[ArrayKind, np.ndarray] = {
-                key: np.asarray(file[key]) for key in (*_REQUIRED, *_OPTIONAL) if key in file
-            }
-    except OSError as error:
+            arrays = {key: _read_array(file, key, path) for key in (*_REQUIRED, *_OPTIONAL) if key in file}
+    except _DAMAGED as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"{path} cannot be read as HDF5: {error}. Download or copy it again.") from error
     for key, array in arrays.items():
         if array.ndim != dimensions:
@@ -148,6 +158,34 @@ def _read_file(path: Path, dimensions: int) -> dict[ArrayKind, np.ndarray]:
                 "Name volumes patientPPP_frameFF.h5 and slices patientPPP_frameFF_slice_K.h5."
             )
     return arrays
+
+
+def _read_array(file: "h5py.File", key: ArrayKind, path: Path) -> np.ndarray:
+    """Read an array that the file holds itself, whole and in numbers.
+
+    HDF5 fills what a damaged index no longer finds with zeros, and lets a file name others to read from.
+    """
+    import h5py
+
+    data = file[key]
+    # A type of its own, of which a flipped bit makes one, would be converted without a word.
+    if not isinstance(data, h5py.Dataset) or not data.id.get_type().equal(h5py.h5t.py_create(data.dtype, logical=True)):
+        raise InputError(f"{path}: {key!r} is no array of usual numbers. Export the file again.")
+    if data.dtype.kind not in "biuf":
+        raise InputError(f"{path}: {key!r} holds {data.dtype}, no numbers. Export the file again.")
+    if data.file != file or data.external or data.is_virtual:
+        raise InputError(f"{path}: {key!r} is kept in another file. Export it into one.")
+    size = path.stat().st_size
+    stored = data.id.get_storage_size()
+    if stored > size or data.nbytes > (DEFLATE_RATIO * size if data.chunks else stored):
+        raise InputError(
+            f"{path}: {key!r} has shape {data.shape} of {data.dtype}, more or less than the file's {size} bytes hold. "
+            "Download or copy it again."
+        )
+    if data.chunks:
+        for corner in product(*(range(0, side, step) for side, step in zip(data.shape, data.chunks, strict=True))):
+            data.id.read_direct_chunk(corner)  # raises where the index does not find it
+    return np.asarray(data)
 
 
 def _stack(kind: ArrayKind, parts: list[dict[ArrayKind, np.ndarray]], files: tuple[Path, ...]) -> np.ndarray:

@@ -1,5 +1,6 @@
 """The ACDC challenge's own layout: a folder a patient with ``Info.cfg`` and NIfTI files."""
 
+import math
 import re
 from collections import defaultdict
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from mambaseg.errors import InputError
 
 _NAME = re.compile(r"(?P<patient>patient\d{3})_frame(?P<frame>\d{2,3})(?:_(?P<what>gt|scribble))?\.nii(?:\.gz)?")
 _KINDS: dict[str | None, ArrayKind] = {None: "image", "gt": "label", "scribble": "scribble"}
+_FRAME_NUMBER = re.compile(r"[0-9]{1,4}")
 _SUBSETS = ("training", "testing")
 _INFO_NUMBERS = {"Height": "height_cm", "Weight": "weight_kg", "NbFrame": "frames"}
 INFO_FILE = "Info.cfg"
@@ -56,14 +58,14 @@ def read_info(path: Path) -> dict[str, str]:
     """Read an ``Info.cfg``: lines of ``Name: value``.
 
     Raises:
-        InputError: A line has no colon.
+        InputError: A line has no colon, or is no text.
     """
     values = {}
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
         if not line.strip():
             continue
         name, colon, value = line.partition(":")
-        if not colon:
+        if not colon or "\0" in line:
             raise InputError(f"{path}, line {number}: {line!r} is not 'Name: value'. Copy the file again.")
         values[name.strip()] = value.strip()
     return values
@@ -113,7 +115,7 @@ def _phases(
     for phase in ("ED", "ES"):
         if phase not in info:
             continue
-        if not info[phase].isdigit():
+        if not _FRAME_NUMBER.fullmatch(info[phase]):
             raise InputError(f"{path}: field {phase!r} is {info[phase]!r}, expected a frame number. Correct it.")
         number = int(info[phase])
         if number not in by_number:
@@ -135,5 +137,7 @@ def _details(path: Path, info: dict[str, str], patient: str, frame: Frame) -> di
             try:
                 details[key] = float(info[name])
             except ValueError:
-                raise InputError(f"{path}: field {name!r} is {info[name]!r}, expected a number. Correct it.") from None
+                details[key] = float("nan")
+            if not math.isfinite(float(details[key])):
+                raise InputError(f"{path}: field {name!r} is {info[name]!r}, expected a number. Correct it.")
     return details

@@ -1,9 +1,12 @@
 """Reading NIfTI files as (z, y, x) arrays whose masks lie on the image's grid."""
 
+import gzip
+import math
 import zlib
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -11,6 +14,13 @@ from mambaseg.datamodules.importers.base import RawArrays
 from mambaseg.datamodules.source import ArrayKind
 from mambaseg.errors import InputError
 
+if TYPE_CHECKING:
+    import nibabel
+    from nibabel.arrayproxy import ArrayProxy
+
+_DAMAGED = (OSError, EOFError, zlib.error, ValueError, TypeError, OverflowError, MemoryError, KeyError)
+"""What nibabel and gzip raise for one or the other damage."""
+_PIECE = 2**20
 _CORNER_TOLERANCE_VOXELS = 0.1
 
 
@@ -45,8 +55,9 @@ def read_nifti(path: Path) -> NiftiVolume:
         image = nibabel.load(path)
         if not isinstance(image, nibabel.Nifti1Pair):
             raise InputError(f"{path} is {type(image).__name__}, not NIfTI. Convert it to .nii.gz.")
+        _check_file(path, image)
         array = np.asanyarray(image.dataobj)
-    except (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, ValueError) as error:
+    except (ImageFileError, HeaderDataError, *_DAMAGED) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path} cannot be read as NIfTI: {error}. Download or copy it again.") from error
@@ -55,10 +66,35 @@ def read_nifti(path: Path) -> NiftiVolume:
     if array.ndim != 3:
         raise InputError(f"{path} has shape {array.shape}, expected three axes (x, y, z). Give one volume a file.")
     x, y, z = (float(size) for size in image.header["pixdim"][1:4])
-    if not all(np.isfinite(size) and size > 0 for size in (x, y, z)):
-        raise InputError(f"{path}: header field 'pixdim' is {(x, y, z)}, expected positive sizes. Correct the header.")
     placed = bool(image.header["qform_code"] > 0) or bool(image.header["sform_code"] > 0)
     return NiftiVolume(array.transpose(2, 1, 0), (z, y, x), np.asarray(image.affine, np.float64), placed)
+
+
+def _check_file(path: Path, image: "nibabel.Nifti1Pair") -> None:
+    """Refuse what nibabel passes over: a voxel size of 0, and a file shorter or longer than its header says.
+
+    nibabel makes the size 1 mm, and stops reading where the voxels should end: so before gzip's checksum, which is
+    compared here on the way, and before what a wrong shape leaves out.
+    """
+    stored = cast("ArrayProxy", image.dataobj)
+    shape, kind = stored.shape, stored.dtype
+    if kind.kind not in "iuf":
+        raise InputError(f"{path}: voxels are {kind}, expected plain numbers. Export a scalar image.")
+    wanted = int(stored.offset) + math.prod(int(side) for side in shape) * kind.itemsize
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        header = image.header_class.from_fileobj(file, check=False)  # type: ignore[no-untyped-call]
+        sizes = header["pixdim"][1:4]
+        if not all(np.isfinite(size) and size != 0 for size in sizes):
+            given = tuple(float(size) for size in sizes)
+            raise InputError(f"{path}: header field 'pixdim' is {given}, expected positive sizes. Correct the header.")
+        found = file.tell()
+        while found <= wanted and (piece := file.read(_PIECE)):
+            found += len(piece)
+    if found != wanted:
+        more = "more" if found > wanted else "fewer"
+        raise InputError(
+            f"{path} holds {more} bytes than its header says (shape {shape} of {kind}). Download or copy it again."
+        )
 
 
 def read_aligned(by_kind: dict[ArrayKind, Path]) -> RawArrays:

@@ -1,4 +1,7 @@
-"""``mambaseg doctor``: what this machine has, what is prepared, and whether the scan kernels are right on it."""
+"""``mambaseg doctor``: what this machine has, what is prepared, and whether the scan kernels are right on it.
+
+With ``--data`` it examines a data set instead.
+"""
 
 import argparse
 import os
@@ -8,6 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from mambaseg.errors import InputError
 
 if TYPE_CHECKING:
     import torch
@@ -45,10 +50,56 @@ class KernelCheck:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments (there are none)."""
+    """Declare the arguments."""
+    parser.add_argument("--data", type=Path, metavar="DIR", help="examine this data set instead, prepared or not")
+    parser.add_argument(
+        "--split",
+        action="append",
+        metavar="NAME|FILE",
+        help="with --data: a split to look for leaks in (default: those that come with the package for this data set)",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="with --data: write all findings there too")
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Examine a data set, or the machine; the status is 1 when a check fails.
+
+    Raises:
+        InputError: An argument names nothing that can be examined.
+    """
+    if arguments.data is not None:
+        return examine_data(arguments.data, arguments.split, arguments.json)
+    if arguments.split or arguments.json:
+        raise InputError("--data is missing, the folder that --split and --json go with.")
+    return examine_machine()
+
+
+def examine_data(folder: Path, split_names: list[str] | None, json_path: Path | None) -> int:
+    """Print a table of what every check of the data found; the status is 1 when there are defects."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from mambaseg.datamodules.examination import examine, find_collection
+    from mambaseg.datamodules.splits import load_split
+    from mambaseg.reports.examination import save_report, show_report
+
+    console = Console(highlight=False)
+    splits = None if split_names is None else [load_split(name) for name in split_names]
+    collection = find_collection(folder)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("examining", total=len(collection.cases))
+        report = examine(
+            collection, splits, lambda case_id, total: bar.update(task, description=case_id, total=total, advance=1)
+        )
+    show_report(console, report)
+    if json_path is not None:
+        save_report(report, json_path)
+        console.print(f"All findings: {json_path}", soft_wrap=True)
+    return 0 if report.sound else 1
+
+
+def examine_machine() -> int:
     """Print machine, kernel check, data, records and packages; the status is 1 when a check fails."""
     import torch
     from rich.console import Console

@@ -1,5 +1,6 @@
 """The doctor: what it says of kernels and data, and when it says that something is wrong."""
 
+import json
 import math
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 
 from mambaseg.cli import main
 from mambaseg.commands import doctor
+from tests.datamodules.examination.planted import hearts, only, write
 from tests.datamodules.layouts import write_nifti
 
 
@@ -78,3 +80,33 @@ def test_data_of_which_a_file_is_gone(tmp_path, monkeypatch):
     assert main(["prepare", "folder", *words]) == 0
     next((tmp_path / "data").rglob("*.npy")).unlink()
     assert doctor.prepared_state(tmp_path / "data").startswith("CANNOT BE READ")
+
+
+def test_data_are_examined(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "200")
+    cases = hearts()
+    clean = write(cases, tmp_path / "clean")
+    assert main(["doctor", "--data", str(clean)]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "phantom: 6 scans of 6 patients" in text
+    assert "No defects." in text
+
+    only(cases).arrays["image"][0, 0, 0] = np.nan
+    torn = write(cases, tmp_path / "torn")
+    assert main(["doctor", "--data", str(torn), "--json", str(tmp_path / "found.json")]) == 1
+    text = " ".join(capsys.readouterr().out.split())
+    assert "images are numbers DEFECT phantom003_frame01: 1 voxels are NaN or infinite Repair these files" in text
+    assert "1 of 16 checks found defects" in text
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["sound"] is False
+    assert [r["name"] for r in found["results"] if r["findings"]] == ["images are numbers"]
+
+
+def test_a_split_with_a_leak_is_found(tmp_path, capsys):
+    root = write(hearts(), tmp_path / "clean")
+    split = {"name": "mine", "dataset": "phantom", "train": ["phantom001"], "val": ["phantom001"], "test": []}
+    (tmp_path / "split.json").write_text(json.dumps(split))
+    assert main(["doctor", "--data", str(root), "--split", str(tmp_path / "split.json")]) == 1
+    assert "DEFECT" in capsys.readouterr().out
+    assert main(["doctor", "--split", str(tmp_path / "split.json")]) == 2
+    assert "--data is missing" in capsys.readouterr().err

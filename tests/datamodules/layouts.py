@@ -9,8 +9,9 @@ import nibabel
 import numpy as np
 
 from mambaseg.datamodules.catalogue import DATASETS
-from mambaseg.datamodules.prepare import PrepareRequest
+from mambaseg.datamodules.prepare import PrepareRequest, prepare
 from mambaseg.datamodules.source import UNKNOWN_LABEL
+from mambaseg.datamodules.storage import PreparedDataset
 
 ACDC = DATASETS.get("acdc")
 TRUE_FRAMES = {"patient001": (1, 12), "patient002": (1, 9), "patient090": (4, 11)}
@@ -123,3 +124,8 @@ LAYOUT_WRITERS: dict[str, Callable[[Path, Iterable[Scan]], None]] = {
 def acdc_request(source: Path, out: Path, **changes: object) -> PrepareRequest:
     settings = {"layouts": ACDC.layouts_for("auto"), "workers": 2, **changes}
     return PrepareRequest("acdc", ACDC.class_names, source=source, out=out, **settings)
+
+
+def import_acdc(source: Path, out: Path, **changes: object) -> PreparedDataset:
+    prepare(acdc_request(source, out, **changes))
+    return PreparedDataset(out)

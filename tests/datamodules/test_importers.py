@@ -1,9 +1,7 @@
-"""Every published layout becomes the same prepared cases; every kind of bad file is named."""
+"""Every published layout becomes the same prepared cases."""
 
 import shutil
-from pathlib import Path
 
-import h5py
 import nibabel
 import numpy as np
 import pytest
@@ -19,19 +17,13 @@ from tests.datamodules.layouts import (
     AFFINE,
     LAYOUT_WRITERS,
     SPACING_MM,
-    acdc_request,
+    import_acdc,
     make_scans,
     write_challenge,
     write_nifti,
-    write_ssl_slices,
     write_wsl_slices,
     write_wsl_volumes,
 )
-
-
-def import_acdc(source: Path, out: Path, **changes) -> PreparedDataset:
-    prepare(acdc_request(source, out, **changes))
-    return PreparedDataset(out)
 
 
 @pytest.mark.parametrize("layout", LAYOUT_WRITERS)
@@ -178,211 +170,12 @@ def test_folder_layout(tmp_path):
     assert dataset.record(scans[0].case_id).normalisation == "clip99"
 
 
-def _edit_h5(path: Path, **arrays: np.ndarray | None) -> None:
-    with h5py.File(path, "a") as file:
-        for key, array in arrays.items():
-            del file[key]
-            if array is not None:
-                file[key] = array
-
-
-def _volume(source: Path) -> Path:
-    return source / "ACDC_training_volumes" / "patient001_frame01.h5"
-
-
-def _bad_value(source, scan):
-    label = scan.label.copy()
-    label[1, 2, 3] = 7
-    _edit_h5(_volume(source), label=label)
-
-
-def _bad_scribble(source, scan):
-    _edit_h5(_volume(source), scribble=np.full_like(scan.scribble, 5))
-
-
-def _other_shape(source, scan):
-    _edit_h5(_volume(source), label=scan.label[:, :-1])
-
-
-def _nan(source, scan):
-    image = scan.image.copy()
-    image[1, 2, 3] = np.nan
-    _edit_h5(_volume(source), image=image)
-
-
-def _constant(source, scan):
-    _edit_h5(_volume(source), image=np.full_like(scan.image, 0.5))
-
-
-def _missing_key(source, scan):
-    _edit_h5(_volume(source), label=None)
-
-
-def _corrupt(source, scan):
-    _volume(source).write_bytes(b"<html>not found</html>")
-
-
-def _truncated(source, scan):
-    _volume(source).write_bytes(_volume(source).read_bytes()[:2000])
-
-
-def _slice_named_as_volume(source, scan):
-    _edit_h5(_volume(source), image=scan.image[0], label=scan.label[0], scribble=scan.scribble[0])
-
-
-@pytest.mark.parametrize(
-    ("damage", "words"),
-    [
-        (_bad_value, ["label has the value 7 in 1 voxels", "1 RV"]),
-        (_bad_scribble, ["scribble has the value 5", "no class"]),
-        (_other_shape, ["label has shape (4, 10, 9)", "image has (4, 11, 9)"]),
-        (_nan, ["1 voxels", "NaN", "(1, 2, 3)"]),
-        (_constant, ["every voxel of the image is 0.5"]),
-        (_missing_key, ["no key 'label'", "only image, scribble"]),
-        (_corrupt, ["cannot be read as HDF5", "again"]),
-        (_truncated, ["cannot be read as HDF5"]),
-        (_slice_named_as_volume, ["'image' has shape (11, 9)", "_slice_K"]),
-    ],
-)
-def test_bad_hdf5_is_named(damage, words, tmp_path):
-    scans = make_scans()
-    write_wsl_volumes(tmp_path / "source", scans)
-    damage(tmp_path / "source", scans[0])
-    with pytest.raises(InputError) as caught:
-        import_acdc(tmp_path / "source", tmp_path / "out")
-    for word in ["1 of 6 cases", "patient001_frame01.h5", *words]:
-        assert word in str(caught.value)
-
-
-def test_all_bad_files_are_named_at_once_and_the_good_ones_kept(tmp_path):
-    source, out = tmp_path / "source", tmp_path / "out"
-    scans = make_scans()
-    write_wsl_volumes(source, scans)
-    whole = _volume(source).read_bytes()
-    _corrupt(source, scans[0])
-    _edit_h5(source / "ACDC_training_volumes" / "patient002_frame09.h5", label=None)
-    with pytest.raises(InputError, match=r"(?s)2 of 6 cases.*patient001_frame01.*patient002_frame09"):
-        import_acdc(source, out)
-    with pytest.raises(InputError, match=r"4 finished cases but no manifest\.json"):
-        PreparedDataset(out)
-
-    _volume(source).write_bytes(whole)
-    shutil.copy(_volume(source), source / "ACDC_training_volumes" / "patient002_frame09.h5")
-    report = prepare(acdc_request(source, out))
-    assert (len(report.imported), len(report.kept)) == (2, 4)
-
-
-@pytest.mark.parametrize("write", [write_wsl_slices, write_ssl_slices])
-def test_missing_slice_is_named(write, tmp_path):
-    write(tmp_path, make_scans())
-    first = 0 if write is write_wsl_slices else 1
-    lost = sorted(tmp_path.rglob(f"patient001_frame01_slice_{first}.h5"))[0]
-    lost.unlink()
-    with pytest.raises(InputError, match=f"patient001_frame01 lacks slice {first}"):
-        find_cases(tmp_path, ACDC.layouts_for("auto"))
-
-
-def test_slices_of_two_sizes_are_named(tmp_path):
-    scans = make_scans()
-    write_wsl_slices(tmp_path / "source", scans)
-    odd = tmp_path / "source" / "ACDC_training_slices" / "patient001_frame01_slice_2.h5"
-    _edit_h5(odd, image=scans[0].image[2, :-1])
-    with pytest.raises(InputError, match=r"slice_2\.h5: 'image' has shape \(10, 9\)"):
-        import_acdc(tmp_path / "source", tmp_path / "out")
-
-
-def test_mixed_naming_schemes_are_refused(tmp_path):
-    scans = make_scans({"patient001": (1, 12)})
-    write_wsl_volumes(tmp_path, scans)
-    shutil.copy(_volume(tmp_path), _volume(tmp_path).with_name("patient001_frame02.h5"))
-    with pytest.raises(InputError, match=r"patient001 has files of 3 frames \(01, 02, 12\)"):
-        find_cases(tmp_path, ACDC.layouts_for("auto"))
-
-
-def _stem(source: Path) -> Path:
-    return source / "training" / "patient001" / "patient001_frame01"
-
-
-def _gt_shape(source, scan):
-    write_nifti(Path(f"{_stem(source)}_gt.nii.gz"), scan.label[:-1])
-
-
-def _gt_affine(source, scan):
-    moved = AFFINE.copy()
-    moved[0, 3] += 3.0
-    write_nifti(Path(f"{_stem(source)}_gt.nii.gz"), scan.label, moved)
-
-
-def _gt_truncated(source, scan):
-    path = Path(f"{_stem(source)}_gt.nii.gz")
-    path.write_bytes(path.read_bytes()[:200])
-
-
-def _image_is_text(source, scan):
-    Path(f"{_stem(source)}.nii.gz").write_bytes(b"<html>not found</html>")
-
-
-def _image_four_dimensional(source, scan):
-    nibabel.save(nibabel.Nifti1Image(np.zeros((9, 11, 4, 2), np.float32), AFFINE), f"{_stem(source)}.nii.gz")
-
-
-def _image_infinite(source, scan):
-    image = scan.image.copy()
-    image[0, 0, 0] = np.inf
-    write_nifti(Path(f"{_stem(source)}.nii.gz"), image)
-
-
-def _image_gone(source, scan):
-    Path(f"{_stem(source)}.nii.gz").unlink()
-
-
-def _info_names_other_frame(source, scan):
-    _stem(source).with_name("Info.cfg").write_text("ED: 1\nES: 13\n")
-
-
-def _info_no_number(source, scan):
-    _stem(source).with_name("Info.cfg").write_text("ED: one\n")
-
-
-def _info_no_colon(source, scan):
-    _stem(source).with_name("Info.cfg").write_text("ED: 1\nES 12\n")
-
-
-def _patient_twice(source, scan):
-    shutil.copytree(source / "training" / "patient001", source / "testing" / "patient001")
-
-
-@pytest.mark.parametrize(
-    ("damage", "words"),
-    [
-        (_gt_shape, ["_gt.nii.gz has shape (3, 11, 9)", "patient001_frame01.nii.gz has (4, 11, 9)"]),
-        (_gt_affine, ["_gt.nii.gz", "3.00 mm away"]),
-        (_gt_truncated, ["_gt.nii.gz", "cannot be read as NIfTI"]),
-        (_image_is_text, ["patient001_frame01.nii.gz", "cannot be read as NIfTI"]),
-        (_image_four_dimensional, ["(9, 11, 4, 2)", "three axes"]),
-        (_image_infinite, ["patient001_frame01.nii.gz", "infinite", "(0, 0, 0)"]),
-        (_image_gone, ["has no image", "patient001_frame01.nii.gz is missing"]),
-        (_info_names_other_frame, ["Info.cfg", "'ES' names frame 13", "found: 01, 12"]),
-        (_info_no_number, ["Info.cfg", "'ED' is 'one'"]),
-        (_info_no_colon, ["Info.cfg, line 2", "'ES 12'"]),
-        (_patient_twice, ["testing", "training", "same name"]),
-    ],
-)
-def test_bad_challenge_files_are_named(damage, words, tmp_path):
-    scans = make_scans()
-    write_challenge(tmp_path / "source", scans)
-    damage(tmp_path / "source", scans[0])
-    with pytest.raises(InputError) as caught:
-        import_acdc(tmp_path / "source", tmp_path / "out")
-    for word in words:
-        assert word in str(caught.value)
-
-
 def test_mask_without_a_declared_position_is_taken_to_lie_on_the_image(tmp_path):
     scans = make_scans()
     write_challenge(tmp_path / "source", scans)
     nibabel.save(
-        nibabel.Nifti1Image(scans[0].label.transpose(2, 1, 0), None), f"{_stem(tmp_path / 'source')}_gt.nii.gz"
+        nibabel.Nifti1Image(scans[0].label.transpose(2, 1, 0), None),
+        tmp_path / "source" / "training" / "patient001" / "patient001_frame01_gt.nii.gz",
     )
     dataset = import_acdc(tmp_path / "source", tmp_path / "out")
     np.testing.assert_array_equal(dataset.array("patient001_frame01", "label"), scans[0].label)
@@ -422,4 +215,10 @@ def test_stray_mask_and_incomplete_groups_of_a_folder(tmp_path):
         find_cases(tmp_path, layouts)
     (tmp_path / "groups.csv").write_text("name\na\n")
     with pytest.raises(InputError, match="expected 'case' and 'group'"):
+        find_cases(tmp_path, layouts)
+    (tmp_path / "groups.csv").write_text("case,group\na,1\na,2\n")
+    with pytest.raises(InputError, match="names two groups for a"):
+        find_cases(tmp_path, layouts)
+    (tmp_path / "groups.csv").write_bytes(b"case,group\n\xff,1\n")
+    with pytest.raises(InputError, match="is not a table of text"):
         find_cases(tmp_path, layouts)

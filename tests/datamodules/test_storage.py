@@ -125,6 +125,16 @@ def test_absent_folder_and_folder_without_manifest(tmp_path):
         (lambda m: m["cases"][0]["arrays"]["image"].update(file="../x.npy"), ["'../x.npy'", "inside"]),
         (lambda m: m["cases"][0]["arrays"]["image"].update(shape=[3, 5]), ["'shape' is [3, 5]"]),
         (lambda m: m["cases"][0].update(details=[]), ["details", "[]", "not an object"]),
+        (lambda m: m["cases"][0].update(details={"age": float("nan")}), ["'details'", "texts and numbers"]),
+        (lambda m: m["cases"][0].update(spacing_mm=[1, float("nan"), 1]), ["'spacing_mm' is [1, nan, 1]", "3 numbers"]),
+        (lambda m: m["cases"][0].update(spacing_mm=[1, 10**400, 1]), ["'spacing_mm'", "3 numbers"]),
+        (lambda m: m["cases"][0]["arrays"]["image"].update(dtype="object"), ["'dtype' is 'object'", "float32"]),
+        (lambda m: m["cases"][0].update(group="p\ud800"), ["'group'", "text"]),
+        (
+            lambda m: m["cases"][0]["arrays"].update(image=m["cases"][1]["arrays"]["image"]),
+            ["'file' is 'cases/patient001_frame02/image.npy'", "expected cases/patient001_frame01/image.npy"],
+        ),
+        (lambda m: m["cases"].append(m["cases"][0]), ["cases[2].'case_id'", "no other case has"]),
     ],
 )
 def test_bad_manifest_names_file_field_and_value(root, change, words):
@@ -135,7 +145,7 @@ def test_bad_manifest_names_file_field_and_value(root, change, words):
         assert word in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "\x00"])
+@pytest.mark.parametrize("text", ["{", "[]", "\x00", "[" * 100_000, "9" * 10_000])
 def test_manifest_that_is_no_json_object(root, text):
     (root / "manifest.json").write_text(text)
     with pytest.raises(InputError, match=r"manifest\.json"):
@@ -160,6 +170,29 @@ def test_truncated_array(root, keep):
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(InputError, match=r"image\.npy is not a whole \.npy file"):
         PreparedDataset(root).array("patient001_frame01", "image")
+
+
+@pytest.mark.parametrize("at", [-1, 60], ids=["a voxel", "the order of the axes"])
+def test_a_damaged_byte_is_no_array(root, at):
+    path = root / "cases" / "patient001_frame01" / "image.npy"
+    content = path.read_bytes()
+    content = content[:-1] + bytes([content[-1] ^ 1]) if at == -1 else content.replace(b"False", b"True ")
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"image\.npy: sha256 is .*Run `mambaseg prepare` again.*--verify"):
+        PreparedDataset(root).array("patient001_frame01", "image")
+
+
+def test_a_mask_value_beyond_the_classes_of_the_manifest(root):
+    edit_manifest(root, lambda m: m.update(class_names=["background", "RV", "Myo"]))
+    with pytest.raises(InputError, match=r"label\.npy has the value 3, but .*manifest\.json names 3 classes"):
+        PreparedDataset(root).array("patient001_frame01", "label")
+
+
+def test_a_field_that_stands_there_twice(root):
+    path = root / "manifest.json"
+    path.write_text(path.read_text().replace('"dataset":', '"dataset": "other", "dataset":'))
+    with pytest.raises(InputError, match="field 'dataset' stands there 2 times"):
+        PreparedDataset(root)
 
 
 def test_unknown_case_and_kind(root):
