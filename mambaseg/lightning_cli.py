@@ -22,6 +22,7 @@ from mambaseg.experiment import Config, dump_config, parse_yaml
 from mambaseg.io.checkpoint_io import SafeCheckpointIO
 from mambaseg.methods import CoTrainingModule
 from mambaseg.runs import LAST, PREVIOUS
+from mambaseg.sharding import offer_sharding
 from mambaseg.tracking import TrackingConfig, tracking_callbacks, tracking_loggers
 
 DENIED_HINT = "import_path_allowlist"
@@ -97,6 +98,7 @@ def build(config: Config, origin: Path, run_dir: Path, arguments: Sequence[str] 
     """
     quieten_lightning()
     restrict_class_paths()
+    offer_sharding()
     config = {**config, "trainer": resolve_trainer(config.get("trainer") or {})}
     try:
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from datetime import datetime
 from pathlib import Path
 
@@ -31,13 +32,19 @@ def new_run_dir(experiment: str, seed: int) -> Path:
     """Return a folder for a new run, the same in every process of one launch.
 
     Lightning starts the other ranks by calling the program again; they inherit the first one's choice through the
-    environment.
+    environment. Where an outer launcher starts all of them, its own name for the launch makes the folder's.
+
+    Raises:
+        InputError: An outer launcher has started several processes, and nothing tells them of one folder.
     """
     inherited = os.environ.get(RUN_DIR_VARIABLE)
     if inherited:
         return Path(inherited)
-    stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
     folder = runs_folder() / experiment
+    launch = launch_name()
+    if launch is not None:
+        return folder / f"{launch}-seed{seed}"
+    stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
     name = f"{stamp}-seed{seed}"
     taken = 2
     while (folder / name).exists():
@@ -45,6 +52,26 @@ def new_run_dir(experiment: str, seed: int) -> Path:
         taken += 1
     os.environ[RUN_DIR_VARIABLE] = str(folder / name)
     return folder / name
+
+
+def launch_name() -> str | None:
+    """Return what the launcher of this process calls the launch; None where it has started one process only.
+
+    Raises:
+        InputError: torchrun has started several, and was given no name of the launch.
+    """
+    job = os.environ.get("SLURM_JOB_ID")
+    if job and int(os.environ.get("SLURM_NTASKS", "1")) > 1:
+        return f"job{job}"
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "TORCHELASTIC_RUN_ID" not in os.environ:
+        return None
+    name = os.environ["TORCHELASTIC_RUN_ID"]
+    if name in ("", "none"):
+        raise InputError(
+            f"{os.environ['WORLD_SIZE']} processes need one run folder: give torchrun --rdzv-id=NAME, or --standalone, "
+            f"or set --run-dir or ${RUN_DIR_VARIABLE} to the same in all of them."
+        )
+    return re.sub(r"[^A-Za-z0-9._-]", "_", name)
 
 
 def resume_run(experiment: str, resume: str) -> tuple[Path | None, Path | None]:

@@ -84,4 +84,10 @@ def best_path(folder: Path, student: str) -> Path:
 def _plain_weights(network: nn.Module) -> dict[str, Tensor]:
     # A compiled network wraps the one whose names a user can load.
     plain = getattr(network, "_orig_mod", network)
-    return {key: value.detach().cpu().clone().contiguous() for key, value in plain.state_dict().items()}
+    # Not the state dict's own values: a sharded network is gathered now, and would give this process's part of them.
+    whole = {
+        **dict(plain.named_parameters(remove_duplicate=False)),
+        **dict(plain.named_buffers(remove_duplicate=False)),
+    }
+    copies = {key: value.detach().cpu().clone().contiguous() for key, value in whole.items()}
+    return {key: copies[key] for key in plain.state_dict()}

@@ -64,6 +64,20 @@ def test_cross_entropy_is_the_mean_over_known_pixels():
     )
 
 
+def test_the_deterministic_form_of_cross_entropy_is_the_same():
+    logits, target = problem()
+    plain = partial_cross_entropy(logits, target)
+    (expected,) = torch.autograd.grad(plain, logits)
+    torch.use_deterministic_algorithms(True)
+    try:
+        value = partial_cross_entropy(logits, target)
+        (gradient,) = torch.autograd.grad(value, logits)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    torch.testing.assert_close(value, plain)
+    torch.testing.assert_close(gradient, expected)
+
+
 @pytest.mark.parametrize("loss", [partial_cross_entropy, lambda z, t: soft_dice_loss(z.softmax(1), t)])
 def test_nothing_known_gives_zero_loss_and_zero_gradient(loss):
     logits, target = problem()

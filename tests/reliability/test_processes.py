@@ -1,7 +1,8 @@
-"""Two processes do what one does."""
+"""Several processes, on one machine or two, do what one does."""
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -10,16 +11,20 @@ import pytest
 import torch
 import yaml
 
+from mambaseg.datamodules.batch import Supervision
 from mambaseg.lightning_cli import build
 from mambaseg.reports.tables import read_scores
 from tests.methods.test_training import experiment
+from tests.reliability.recorder import Recorder, recorded
+
+STEPS = 4
 
 
 def shared_batch(steps):
-    """An experiment whose loss over a batch is the mean of those over its halves: no batch norm, dense labels, CE."""
+    """An experiment whose loss over a batch is the mean of those over its parts: no batch norm, dense labels, CE."""
     config = experiment(steps)
     config["data"]["init_args"] |= {"transform": "published", "labelled_patients": None, "batch_labelled": 4}
-    config["data"]["init_args"] |= {"batch_unlabelled": 0, "held_out": 3}
+    config["data"]["init_args"] |= {"batch_unlabelled": 0, "held_out": 5}
     student = config["model"]["init_args"]["students"]["mamba"]
     student["options"]["drop_path_rate"] = 0.0
     student |= {"optimizer": {"name": "sgd", "lr": 0.05}, "schedule": {"name": "constant"}}
@@ -35,53 +40,127 @@ def shared_batch(steps):
     return config
 
 
-def two_processes(tmp_path, config, run, *words):
-    path = tmp_path / "ddp.yaml"
-    path.write_text(yaml.safe_dump(config))
-    command = [sys.executable, "-m", "mambaseg", "fit", "--config", str(path), "--run-dir", str(run), *words]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "MAMBASEG_RUN_DIR": ""}
-    return [*command, "--trainer.devices=2", "--trainer.strategy=ddp"], environment
+def fit_words(tmp_path, config, *words):
+    """The command line that trains ``config`` in tmp_path/run and records what each process saw."""
+    recorder = {"class_path": "tests.reliability.recorder.Recorder", "init_args": {"folder": str(tmp_path / "seen")}}
+    path = tmp_path / "processes.yaml"
+    path.write_text(yaml.safe_dump(config | {"trainer": config["trainer"] | {"callbacks": [recorder]}}))
+    named = ["--config", str(path), "--run-dir", str(tmp_path / "run"), "--allow-code", "tests"]
+    return ["-m", "mambaseg", "fit", *named, "--trainer.strategy=ddp", *words]
+
+
+def environment():
+    return os.environ | {"OMP_NUM_THREADS": "1", "MAMBASEG_RUN_DIR": ""}
+
+
+def one_node(tmp_path, config, world_size):
+    """Start as a user does on one machine: Lightning starts the other processes."""
+    return [[sys.executable, *fit_words(tmp_path, config, f"--trainer.devices={world_size}")]]
+
+
+def two_nodes(tmp_path, config, world_size):
+    """Start torchrun twice, as on two machines: the agents meet at an address and start the processes."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    agent = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", f"--nproc-per-node={world_size // 2}"]
+    agent += ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=two", "--local-addr=127.0.0.1"]
+    words = fit_words(tmp_path, config, "--trainer.num_nodes=2", f"--trainer.devices={world_size // 2}")
+    return [agent + words] * 2
+
+
+def run_to_the_end(commands, repository):
+    running = [
+        subprocess.Popen(
+            command, env=environment(), cwd=repository, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        for command in commands
+    ]
+    for process in running:
+        output, _ = process.communicate(timeout=280)
+        assert process.returncode == 0, output[-3000:]
 
 
 @pytest.mark.slow
-def test_two_processes_learn_and_score_as_one(tmp_path):
-    config = shared_batch(4)
-    run = tmp_path / "run"
-    command, environment = two_processes(tmp_path, config, run)
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    together = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+@pytest.mark.parametrize(
+    ("launch", "world_size"),
+    [(one_node, 2), (one_node, 4), (two_nodes, 2)],
+    ids=["2 processes", "4 processes", "2 nodes by torchrun"],
+)
+def test_several_processes_learn_and_score_as_one(tmp_path, repository, launch, world_size):
+    config = shared_batch(STEPS)
+    run_to_the_end(launch(tmp_path, config, world_size), repository)
+    together = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
 
     cli = build(config, tmp_path / "one.yaml", tmp_path / "one", track=True)
+    alone = Recorder(str(tmp_path / "alone"))
+    cli.trainer.callbacks.append(alone)
     start = {key: value.clone() for key, value in cli.model.state_dict().items()}
     cli.trainer.fit(cli.model, datamodule=cli.datamodule)
-    alone = cli.model.state_dict()
-    assert max(float((alone[key] - start[key]).abs().max()) for key in alone) > 1e-3
-    for key, value in alone.items():
+    assert max(float((value - start[key]).abs().max()) for key, value in cli.model.state_dict().items()) > 1e-3
+    for key, value in cli.model.state_dict().items():
         torch.testing.assert_close(together[key], value, atol=1e-6, rtol=1e-5, msg=key)
+
+    # Each step has the same cases and the same loss; every process has an equal share of them.
+    seen = recorded(tmp_path / "seen", world_size)
+    for step, whole in enumerate(alone.steps):
+        shares = [steps[step] for steps in seen]
+        assert sorted(case for share in shares for case in share["cases"]) == sorted(whole["cases"])
+        assert sum(share["loss"] for share in shares) / world_size == pytest.approx(whole["loss"], abs=1e-6)
+    assert len(alone.steps) == STEPS
 
     # The same weights give the same scores, row by row, without a case counted twice.
     one = build(config, tmp_path / "two.yaml", tmp_path / "two", track=False)
     one.model.load_state_dict(together)
     one.trainer.validate(one.model, datamodule=one.datamodule, verbose=False)
     rows = {(r.case_id, r.class_index): (r.dice, r.iou, r.empty) for r in one.model.last_scores}
-    both = [(r.case_id, r.class_index, r.dice, r.iou, r.empty) for r in read_scores(run / "scores_val" / "scores.json")]
-    assert len(both) == len(rows)
+    scores = read_scores(tmp_path / "run" / "scores_val" / "scores.json")
+    both = [(r.case_id, r.class_index, r.dice, r.iou, r.empty) for r in scores]
+    assert len(both) == len(rows) == 5 * 4  # patients and classes: five are no multiple of any number of processes
     assert {(case, index): rest for case, index, *rest in both} == {key: list(value) for key, value in rows.items()}
 
 
 @pytest.mark.slow
-def test_a_stop_reaches_both_processes(tmp_path):
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_both_streams_are_shared_and_every_unlabelled_case_is_seen(tmp_path, repository, world_size):
+    config = experiment(STEPS)
+    config["data"]["init_args"] |= {"depth": 4, "batch_labelled": 4, "batch_unlabelled": 4, "held_out": 4}
+    run_to_the_end(one_node(tmp_path, config, world_size), repository)
+    cli = build(config, tmp_path / "one.yaml", tmp_path / "one", track=False)
+    cli.datamodule.setup("fit")
+    dense, none = int(Supervision.DENSE), int(Supervision.NONE)
+    unlabelled = set(cli.datamodule._cases(cli.datamodule.split.train[1:]))
+    seen = recorded(tmp_path / "seen", world_size)
+    for steps in seen:
+        assert [step["supervision"] for step in steps] == [
+            [dense] * (4 // world_size) + [none] * (4 // world_size)
+        ] * STEPS
+    reached = {
+        case
+        for steps in seen
+        for step in steps
+        for case, kind in zip(step["cases"], step["supervision"], strict=True)
+        if kind == none
+    }
+    assert reached == unlabelled
+    assert len(unlabelled) == 2
+    losses = [tuple(step["loss"] for step in steps) for steps in seen]
+    assert len(set(losses)) == world_size  # each process learned from samples of its own
+
+
+@pytest.mark.slow
+def test_a_stop_reaches_both_processes(tmp_path, repository):
     config = shared_batch(4000)
     config["tracking"]["checkpoint_every"] = 5000
-    run = tmp_path / "run"
-    command, environment = two_processes(tmp_path, config, run)
-    training = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    record, end = run / "metrics.jsonl", time.monotonic() + 120
+    (command,) = one_node(tmp_path, config, 2)
+    training = subprocess.Popen(
+        command, env=environment(), cwd=repository, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    record, end = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 120
     while time.monotonic() < end and not (record.exists() and len(record.read_text().splitlines()) > 4):
         time.sleep(0.1)
     training.send_signal(signal.SIGTERM)
     assert training.wait(60) == 143
-    saved = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
     assert 0 < saved["global_step"] < 4000
     assert saved["global_step"] % 10 == 0

@@ -10,7 +10,7 @@ from mambaseg.cli import main
 from mambaseg.errors import InputError
 from mambaseg.io.checkpoint_file import damage
 from mambaseg.lightning_cli import build
-from mambaseg.runs import check_writable, newest_run, note_newest, resume_run
+from mambaseg.runs import check_writable, new_run_dir, newest_run, note_newest, resume_run
 from tests.methods.test_training import experiment
 from tests.reliability.runs import contents, differences
 
@@ -48,6 +48,33 @@ def test_resuming_from_any_step_gives_the_same_run(snapshots, step):
     run = snapshots / f"step{step}"
     train(run, run / "checkpoints" / "last.ckpt", every=100)
     assert list(differences(contents(snapshots / "whole"), contents(run))) == []
+
+
+@pytest.mark.parametrize(
+    ("environment", "name"),
+    [
+        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "8"}, "job7-seed3"),
+        ({"WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "my run/2"}, "my_run_2-seed3"),
+    ],
+)
+def test_processes_of_one_launch_share_a_folder(tmp_path, monkeypatch, environment, name):
+    for variable in ("MAMBASEG_RUN_DIR", "SLURM_JOB_ID", "SLURM_NTASKS", "WORLD_SIZE", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("MAMBASEG_RUNS", str(tmp_path))
+    for key, value in environment.items():
+        monkeypatch.setenv(key, value)
+    first = new_run_dir("exp", 3)
+    check_writable(first)  # the other processes see the folder and take it all the same
+    assert first == new_run_dir("exp", 3) == tmp_path / "exp" / name
+
+
+def test_processes_without_a_common_name_are_refused(monkeypatch):
+    monkeypatch.delenv("MAMBASEG_RUN_DIR", raising=False)
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    with pytest.raises(InputError, match="--rdzv-id=NAME"):
+        new_run_dir("exp", 3)
 
 
 def truncate(path):

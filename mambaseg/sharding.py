@@ -1,0 +1,190 @@
+"""Training networks that are too large for one GPU: every process keeps a part of weights, gradients and moments.
+
+``--trainer.strategy=fsdp2`` turns it on for any method. PyTorch's ``fully_shard`` gathers the weights of one block
+after the other while it computes; what is computed is what DDP computes.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
+from torch import Tensor, distributed, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+
+from mambaseg.errors import InputError
+from mambaseg.networks import SegmentationNetwork
+
+NAME = "fsdp2"
+SMALLEST_UNIT = 1_000_000
+
+
+class ShardedStrategy(ModelParallelStrategy):
+    """FSDP2 over all processes, for modules that know nothing of it.
+
+    Checkpoints are single files of whole tensors, as DDP's are: either kind resumes from the other's, and ``predict``
+    reads both. Buffers (batch-norm statistics) are the first process's, as with DDP.
+
+    Args:
+        smallest_unit: Blocks with so many parameters are gathered and freed one by one; smaller ones together.
+    """
+
+    def __init__(self, smallest_unit: int = SMALLEST_UNIT) -> None:
+        super().__init__(save_distributed_checkpoint=False)
+        self.smallest_unit = smallest_unit
+        self._marks: dict[str, dict[str, Any]] = {}
+
+    def setup_environment(self) -> None:
+        """Start the processes' group, and have the module sharded where Lightning asks modules to shard themselves."""
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        self._tensor_parallel_size = 1
+        super().setup_environment()
+        module, mesh = self._module, self.device_mesh["data_parallel"]
+        if self._layer_sync is not None:  # trainer.sync_batchnorm, which the base class passes over
+            self._layer_sync.apply(module)
+        self._marks = {name: dict(parameter.__dict__) for name, parameter in module.named_parameters()}
+        module.configure_model = partial(shard, module, mesh, self.smallest_unit)  # type: ignore[method-assign]
+
+    def model_to_device(self) -> None:
+        """Move the model, and put back what its parameters were marked with, such as that they do not decay."""
+        super().model_to_device()
+        for name, parameter in self._module.named_parameters():
+            parameter.__dict__.update(self._marks[name])
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Share the buffers, then step; see the base class."""
+        share_buffers(self._module)
+        return super().training_step(*args, **kwargs)
+
+    def on_validation_start(self) -> None:
+        """Gather whole networks: processes evaluate different numbers of cases, so none may wait for another."""
+        self._gather()
+
+    def on_validation_end(self) -> None:
+        """Free what was gathered."""
+        self._free()
+
+    def on_test_start(self) -> None:
+        """Gather whole networks."""
+        self._gather()
+
+    def on_test_end(self) -> None:
+        """Free what was gathered."""
+        self._free()
+
+    def on_predict_start(self) -> None:
+        """Gather whole networks."""
+        self._gather()
+
+    def on_predict_end(self) -> None:
+        """Free what was gathered."""
+        self._free()
+
+    @property
+    def _module(self) -> L.LightningModule:
+        assert self.lightning_module is not None
+        return self.lightning_module
+
+    def _gather(self) -> None:
+        share_buffers(self._module)
+        for unit in _units(self._module):
+            unit.set_reshard_after_forward(False, recurse=False)
+            unit.unshard()
+
+    def _free(self) -> None:
+        for unit in _units(self._module):
+            unit.set_reshard_after_forward(True, recurse=False)
+            unit.reshard()
+
+
+def offer_sharding() -> None:
+    """Let ``trainer.strategy`` take the strategy's name."""
+    if NAME not in StrategyRegistry:
+        StrategyRegistry.register(NAME, ShardedStrategy, description="Fully sharded data parallel, for any method")
+
+
+def shard(module: L.LightningModule, mesh: DeviceMesh, smallest_unit: int) -> None:
+    """Divide a method's networks, and what else it trains, over the processes of a mesh.
+
+    Raises:
+        InputError: The method trains parameters of its own that no submodule holds.
+    """
+    if any(isinstance(part, FSDPModule) for part in module.modules()):
+        return
+    stray = [name for name, _ in module.named_parameters(recurse=False)]
+    if stray:
+        raise InputError(
+            f"trainer.strategy is {NAME}, but {type(module).__name__} holds {stray[0]} itself. "
+            "Keep parameters in submodules, which are called, or use the strategy ddp."
+        )
+    networks = [part for part in module.modules() if isinstance(part, SegmentationNetwork)]
+    for network in networks:
+        for block in _blocks(network, smallest_unit):
+            fully_shard(block, mesh=mesh, reshard_after_forward=True)
+        fully_shard(network, mesh=mesh, reshard_after_forward=True)
+        _Entrance(network)
+    within = {id(part) for network in networks for part in network.modules()}
+    for part in module.modules():
+        if id(part) not in within and any(True for _ in part.parameters(recurse=False)):
+            fully_shard(part, mesh=mesh, reshard_after_forward=True)
+
+
+def share_buffers(module: nn.Module) -> None:
+    """Give every process the first one's buffers, in one message for each type."""
+    by_dtype: dict[torch.dtype, list[Tensor]] = {}
+    for buffer in module.buffers():
+        by_dtype.setdefault(buffer.dtype, []).append(buffer.detach())
+    for buffers in by_dtype.values():
+        together = torch.cat([buffer.flatten() for buffer in buffers])
+        distributed.broadcast(together, src=0)
+        for buffer, received in zip(buffers, torch.split(together, [b.numel() for b in buffers]), strict=True):
+            buffer.copy_(received.view_as(buffer))
+
+
+class _Entrance:
+    """Lets a sharded network be entered by ``forward_with_features`` too, with its weights gathered once on the way.
+
+    ``forward`` calls ``forward_with_features`` itself; were that an entrance of its own, the weights would be freed
+    before ``forward`` ends.
+    """
+
+    def __init__(self, network: SegmentationNetwork) -> None:
+        self.inside = False
+        self.plain_forward, self.plain_features = network.forward, network.forward_with_features
+        register_fsdp_forward_method(network, "forward_with_features")
+        self.gathering_features = network.forward_with_features
+        network.forward = self.forward  # type: ignore[method-assign]
+        network.forward_with_features = self.forward_with_features  # type: ignore[method-assign]
+
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        with self._entered():
+            return self.plain_forward(x)
+
+    def forward_with_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if self.inside:
+            return self.plain_features(x)
+        with self._entered():
+            return self.gathering_features(x)
+
+    @contextmanager
+    def _entered(self) -> Iterator[None]:
+        self.inside = True
+        try:
+            yield
+        finally:
+            self.inside = False
+
+
+def _blocks(network: nn.Module, smallest: int) -> list[nn.Module]:
+    """Return the large elements of the network's lists, inner ones first: what is called one after the other."""
+    lists = [part for part in network.modules() if isinstance(part, nn.Sequential | nn.ModuleList)]
+    blocks = [block for part in reversed(lists) for block in part if not isinstance(block, nn.ModuleList)]
+    return [block for block in dict.fromkeys(blocks) if sum(p.numel() for p in block.parameters()) >= smallest]
+
+
+def _units(module: nn.Module) -> list[FSDPModule]:
+    return [part for part in module.modules() if isinstance(part, FSDPModule)]
