@@ -109,7 +109,12 @@ def _project(pixels: Tensor, weight: Tensor, rank: int) -> tuple[Tensor, Tensor,
     projected = F.linear(pixels, torch.cat([part.flatten(0, 1) for part in padded]))
     by_part = torch.split(projected, [directions * part.shape[1] for part in padded], dim=-1)
     low_rank, B, C = (torch.unflatten(part, -1, (directions, -1)) for part in by_part)
-    return low_rank[..., :rank], B[..., :d_state], C[..., :d_state]
+    return _first(low_rank, rank), _first(B, d_state), _first(C, d_state)
+
+
+def _first(part: Tensor, count: int) -> Tensor:
+    """Return the first columns; all of them without a slice, whose gradient would be a copy."""
+    return part if part.shape[-1] == count else part[..., :count]
 
 
 def _at_least_float32(parameter: Tensor) -> Tensor:

@@ -1,14 +1,14 @@
-"""The public operator."""
+"""The public operators."""
 
 import torch
 from torch import Tensor
 
 from mambaseg.kernels import backend
 from mambaseg.kernels.norm_gate.op import norm_gate_forward
-from mambaseg.kernels.norm_gate.reference import merge_norm_gate_reference
+from mambaseg.kernels.norm_gate.reference import layer_norm_reference, merge_norm_gate_reference
 
 
-def merge_norm_gate(y: Tensor, z: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
+def merge_norm_gate(y: Tensor, z: Tensor | None, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
     """Return LayerNorm(sum of y over its directions) times SiLU(z), what a VSS block does between scan and projection.
 
     VMamba, https://arxiv.org/abs/2401.10166. Sums and statistics are float32 whatever the input types. ``y`` and ``z``
@@ -16,13 +16,13 @@ def merge_norm_gate(y: Tensor, z: Tensor, weight: Tensor, bias: Tensor, eps: flo
 
     Args:
         y: Scans in G >= 1 directions, (B, L, G, E). Its gradient is one (B, L, E) expanded over G, not G copies.
-        z: Gate before SiLU, (B, L, E).
+        z: Gate before SiLU, (B, L, E); None for no gate.
         weight: Scale of the LayerNorm, (E,).
         bias: Shift of the LayerNorm, (E,).
         eps: Added to the variance.
 
     Returns:
-        (B, L, E) of ``z``'s type, contiguous.
+        (B, L, E) of ``z``'s type, without one of ``y``'s, contiguous.
 
     Raises:
         ValueError: Shapes do not fit.
@@ -31,17 +31,53 @@ def merge_norm_gate(y: Tensor, z: Tensor, weight: Tensor, bias: Tensor, eps: flo
     _check_shapes(y, z, weight, bias)
     if backend.forced_backend() == "reference":
         return merge_norm_gate_reference(y, z, weight, bias, eps)
-    inputs = (y, z, weight, bias)
-    save = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
-    out: Tensor = norm_gate_forward(*inputs, eps, save)[0]
+    save = torch.is_grad_enabled() and any(
+        tensor is not None and tensor.requires_grad for tensor in (y, z, weight, bias)
+    )
+    dtype = y.dtype if z is None else z.dtype
+    out: Tensor = norm_gate_forward(y, z, weight, bias, eps, save, dtype)[0]
     return out
 
 
-def _check_shapes(y: Tensor, z: Tensor, weight: Tensor, bias: Tensor) -> None:
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5, dtype: torch.dtype | None = None) -> Tensor:
+    """Return the LayerNorm of ``x`` over its last axis, rounded once to the type that the next layer reads.
+
+    Args:
+        x: (..., E).
+        weight: Scale, (E,).
+        bias: Shift, (E,).
+        eps: Added to the variance.
+        dtype: Type of the result; that of ``x`` by default.
+
+    Returns:
+        (..., E), contiguous.
+
+    Raises:
+        ValueError: Shapes do not fit.
+        ScanBackendError: The implementation asked for cannot run here.
+    """
+    channels = x.shape[-1]
+    if weight.shape != (channels,) or bias.shape != (channels,) or x.numel() == 0:
+        raise ValueError(
+            f"layer_norm takes a non-empty x (..., E), weight and bias (E,), not shapes {tuple(x.shape)}, "
+            f"{tuple(weight.shape)} and {tuple(bias.shape)}"
+        )
+    dtype = x.dtype if dtype is None else dtype
+    if backend.forced_backend() == "reference":
+        return layer_norm_reference(x, weight, bias, eps).to(dtype)
+    save = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, weight, bias))
+    rows = x.reshape(1, -1, 1, channels)
+    out: Tensor = norm_gate_forward(rows, None, weight, bias, eps, save, dtype)[0]
+    return out.view(x.shape)
+
+
+def _check_shapes(y: Tensor, z: Tensor | None, weight: Tensor, bias: Tensor) -> None:
     if y.dim() != 4 or 0 in y.shape:
         raise ValueError(f"merge_norm_gate takes a non-empty y (B, L, G, E), not shape {tuple(y.shape)}")
     batch, length, _, channels = y.shape
-    expected = {"z": (z, (batch, length, channels)), "weight": (weight, (channels,)), "bias": (bias, (channels,))}
+    expected: dict[str, tuple[Tensor, tuple[int, ...]]] = {"weight": (weight, (channels,)), "bias": (bias, (channels,))}
+    if z is not None:
+        expected["z"] = (z, (batch, length, channels))
     for name, (tensor, shape) in expected.items():
         if tuple(tensor.shape) != shape:
             raise ValueError(f"merge_norm_gate: {name} has shape {tuple(tensor.shape)} where {shape} is needed")

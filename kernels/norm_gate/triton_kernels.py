@@ -16,7 +16,7 @@ from mambaseg.kernels.triton_math import silu
 @triton.jit(do_not_specialize=["rows", "length"])
 def norm_gate_fwd_kernel(
     y_ptr,  # (batch, L, G, E), channel stride 1
-    z_ptr,  # (batch, L, E), channel stride 1
+    z_ptr,  # (batch, L, E), channel stride 1; unused without a gate
     weight_ptr,  # (E,)
     bias_ptr,  # (E,)
     out_ptr,  # (batch * L, E), contiguous
@@ -33,6 +33,7 @@ def norm_gate_fwd_kernel(
     length,
     channels,
     G: tl.constexpr,
+    HAS_GATE: tl.constexpr,
     SAVE_MERGED: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -44,9 +45,10 @@ def norm_gate_fwd_kernel(
     row_alive = row < rows
     alive = row_alive[:, None] & e_alive[None, :]
     y_rows = y_ptr + row_offsets(row, length, y_batch, y_step)[:, None] + e[None, :]
-    z_rows = z_ptr + row_offsets(row, length, z_batch, z_step)[:, None] + e[None, :]
     out_rows = row[:, None] * channels + e[None, :]
-    z = tl.load(z_rows, mask=alive, other=0.0).to(tl.float32)
+    if HAS_GATE:
+        z_rows = z_ptr + row_offsets(row, length, z_batch, z_step)[:, None] + e[None, :]
+        z = tl.load(z_rows, mask=alive, other=0.0).to(tl.float32)
     merged = tl.load(y_rows, mask=alive, other=0.0).to(tl.float32)
     for g in tl.static_range(1, G):
         merged += tl.load(y_rows + g * y_group, mask=alive, other=0.0).to(tl.float32)
@@ -59,8 +61,9 @@ def norm_gate_fwd_kernel(
     centred = tl.where(alive, merged - mean[:, None], 0.0)
     variance = tl.sum(centred * centred, axis=1) / channels
     rstd = 1.0 / tl.sqrt(variance + eps)
-    normalised = centred * rstd[:, None] * weight[None, :] + bias[None, :]
-    out = normalised * silu(z)
+    out = centred * rstd[:, None] * weight[None, :] + bias[None, :]
+    if HAS_GATE:
+        out *= silu(z)
     tl.store(out_ptr + out_rows, out.to(out_ptr.dtype.element_ty), mask=alive)
     tl.store(mean_ptr + row, mean, mask=row_alive)
     tl.store(rstd_ptr + row, rstd, mask=row_alive)
@@ -70,7 +73,7 @@ def norm_gate_fwd_kernel(
 def norm_gate_bwd_kernel(
     grad_out_ptr,  # (batch, L, E), channel stride 1
     merged_ptr,  # (batch, L, E), channel stride 1
-    z_ptr,  # (batch, L, E), channel stride 1
+    z_ptr,  # (batch, L, E), channel stride 1; unused without a gate
     weight_ptr,  # (E,)
     bias_ptr,  # (E,)
     mean_ptr,  # (batch * L,)
@@ -88,6 +91,7 @@ def norm_gate_bwd_kernel(
     length,
     row_blocks,  # blocks of ROWS rows that each program takes, one after another
     channels,
+    HAS_GATE: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -105,19 +109,23 @@ def norm_gate_bwd_kernel(
         alive = row_alive[:, None] & e_alive[None, :]
         grad_out_rows = grad_out_ptr + row_offsets(row, length, grad_out_batch, grad_out_step)[:, None] + e[None, :]
         merged_rows = merged_ptr + row_offsets(row, length, merged_batch, merged_step)[:, None] + e[None, :]
-        z_rows = z_ptr + row_offsets(row, length, z_batch, z_step)[:, None] + e[None, :]
+        out_rows = row[:, None] * channels + e[None, :]
         grad_out = tl.load(grad_out_rows, mask=alive, other=0.0).to(tl.float32)
         merged = tl.load(merged_rows, mask=alive, other=0.0).to(tl.float32)
-        z = tl.load(z_rows, mask=alive, other=0.0).to(tl.float32)
         mean = tl.load(mean_ptr + row, mask=row_alive, other=0.0)[:, None]
         rstd = tl.load(rstd_ptr + row, mask=row_alive, other=0.0)[:, None]
 
         x_hat = tl.where(alive, (merged - mean) * rstd, 0.0)
-        gate_slope = tl.sigmoid(z)
-        gate = z * gate_slope
-        gate_slope += gate * (1.0 - gate_slope)
-        grad_z = grad_out * (x_hat * weight + bias) * gate_slope
-        grad_normalised = grad_out * gate
+        grad_normalised = grad_out
+        if HAS_GATE:
+            z_rows = z_ptr + row_offsets(row, length, z_batch, z_step)[:, None] + e[None, :]
+            z = tl.load(z_rows, mask=alive, other=0.0).to(tl.float32)
+            gate_slope = tl.sigmoid(z)
+            gate = z * gate_slope
+            gate_slope += gate * (1.0 - gate_slope)
+            grad_z = grad_out * (x_hat * weight + bias) * gate_slope
+            tl.store(grad_z_ptr + out_rows, grad_z.to(grad_z_ptr.dtype.element_ty), mask=alive)
+            grad_normalised = grad_out * gate
         grad_weight += grad_normalised * x_hat
         grad_bias += grad_normalised
         grad_x_hat = grad_normalised * weight
@@ -125,9 +133,7 @@ def norm_gate_bwd_kernel(
         along_shift = tl.sum(grad_x_hat, axis=1) / channels
         grad_merged = (grad_x_hat - along_shift[:, None] - x_hat * along_scale[:, None]) * rstd
 
-        out_rows = row[:, None] * channels + e[None, :]
         tl.store(grad_merged_ptr + out_rows, grad_merged.to(grad_merged_ptr.dtype.element_ty), mask=alive)
-        tl.store(grad_z_ptr + out_rows, grad_z.to(grad_z_ptr.dtype.element_ty), mask=alive)
     share = shares_ptr + program.to(tl.int64) * (2 * channels) + e
     tl.store(share, tl.sum(grad_weight, axis=0), mask=e_alive)
     tl.store(share + channels, tl.sum(grad_bias, axis=0), mask=e_alive)

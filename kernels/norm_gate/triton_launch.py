@@ -56,22 +56,22 @@ def choose_tile(channels: int, values: int) -> Tile:
 
 
 def forward(
-    y: Tensor, z: Tensor, weight: Tensor, bias: Tensor, eps: float, save: bool
+    y: Tensor, z: Tensor | None, weight: Tensor, bias: Tensor, eps: float, save: bool, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Sum the directions, normalise, gate; arguments and results of ``plain.forward``."""
     refuse_float64("merge_norm_gate", y, z, weight, bias)
     batch, length, directions, channels = y.shape
     tile = choose_tile(channels, FORWARD_VALUES)
-    y, z = inner_contiguous(y), inner_contiguous(z)
+    y, gate = inner_contiguous(y), None if z is None else inner_contiguous(z)
     save_merged = save and directions > 1
     rows = batch * length
-    out = torch.empty(batch, length, channels, dtype=z.dtype, device=y.device)
+    out = torch.empty(batch, length, channels, dtype=dtype, device=y.device)
     mean, rstd = (torch.empty(batch, length, dtype=torch.float32, device=y.device) for _ in range(2))
     merged = torch.empty((batch, length, channels) if save_merged else (0,), dtype=y.dtype, device=y.device)
     with on_device(y.device):
         norm_gate_fwd_kernel[(triton.cdiv(rows, tile.rows),)](
             y,
-            z,
+            out if gate is None else gate,
             weight.contiguous(),
             bias.contiguous(),
             out,
@@ -79,12 +79,13 @@ def forward(
             rstd,
             merged if save_merged else out,
             *y.stride()[:3],
-            *z.stride()[:2],
+            *_row_strides(gate),
             eps,
             rows,
             length,
             channels,
             G=directions,
+            HAS_GATE=gate is not None,
             SAVE_MERGED=save_merged,
             ROWS=tile.rows,
             BLOCK=tile.channels,
@@ -94,24 +95,25 @@ def forward(
 
 
 def backward(
-    grad_out: Tensor, merged: Tensor, z: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor
+    grad_out: Tensor, merged: Tensor, z: Tensor | None, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Differentiate ``forward``; arguments and results of ``plain.backward``."""
-    batch, length, channels = z.shape
+    batch, length, channels = merged.shape
     tile = choose_tile(channels, BACKWARD_VALUES)
-    grad_out, merged, z = (inner_contiguous(tensor) for tensor in (grad_out, merged, z))
+    grad_out, merged = inner_contiguous(grad_out), inner_contiguous(merged)
+    gate = None if z is None else inner_contiguous(z)
     rows = batch * length
     blocks = triton.cdiv(rows, tile.rows)
     row_blocks = max(FEWEST_BLOCKS, triton.cdiv(blocks, MOST_PROGRAMS))
     programs = triton.cdiv(blocks, row_blocks)
-    grad_merged = torch.empty(batch, length, channels, dtype=merged.dtype, device=z.device)
-    grad_z = torch.empty(batch, length, channels, dtype=z.dtype, device=z.device)
-    shares = torch.empty(programs, 2, channels, dtype=torch.float32, device=z.device)
-    with on_device(z.device):
+    grad_merged = torch.empty(batch, length, channels, dtype=merged.dtype, device=merged.device)
+    grad_z = torch.empty((0,) if gate is None else gate.shape, dtype=grad_out.dtype, device=merged.device)
+    shares = torch.empty(programs, 2, channels, dtype=torch.float32, device=merged.device)
+    with on_device(merged.device):
         norm_gate_bwd_kernel[(programs,)](
             grad_out,
             merged,
-            z,
+            merged if gate is None else gate,
             weight.contiguous(),
             bias.contiguous(),
             mean,
@@ -121,14 +123,19 @@ def backward(
             shares,
             *grad_out.stride()[:2],
             *merged.stride()[:2],
-            *z.stride()[:2],
+            *_row_strides(gate),
             rows,
             length,
             row_blocks,
             channels,
+            HAS_GATE=gate is not None,
             ROWS=tile.rows,
             BLOCK=tile.channels,
             num_warps=tile.warps,
         )
-    grad_weight, grad_bias = (shares[:, parameter].sum(0) for parameter in range(2))
-    return grad_merged, grad_z, grad_weight, grad_bias
+    grad_weight, grad_bias = shares.sum(0)
+    return grad_merged, grad_z, grad_weight, grad_bias.clone()
+
+
+def _row_strides(gate: Tensor | None) -> tuple[int, ...]:
+    return (0, 0) if gate is None else gate.stride()[:2]

@@ -16,9 +16,11 @@ from mambaseg.kernels.selective_scan.triton_forward import segment_ends_kernel, 
 WARP = 32
 TILE_STATES = 8
 """States of one lane: enough to keep the arithmetic units busy between exchanges, few enough to stay in registers."""
-FORWARD_PROGRAMS, BACKWARD_PROGRAMS = 350, 2500
-"""Programs of one warp below which time is cut into segments: a forward pass must gain more than the pass that joins
-them costs, a backward pass gains sooner. Measured on an H200 with 132 multiprocessors (README.md)."""
+FEW_PROGRAMS, ENOUGH_PROGRAMS = 350, 1500
+"""Programs of one warp below which time is cut into segments, and to how many: before, the pass that joins segments
+costs more than it gains. Measured with 132 multiprocessors (README.md)."""
+FULL_RATE_REGISTERS = 168
+"""Registers a lane of a backward pass may use where they suffice: three warps a scheduler instead of two."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Plan:
     registers: int | None = None
 
 
-def choose_plan(rows: int, length: int, channels: int, d_state: int, chunk: int, backward: bool) -> Plan:
+def choose_plan(rows: int, length: int, channels: int, d_state: int, rank: int, chunk: int, backward: bool) -> Plan:
     """Choose from the sizes; only ``segments`` depends on the length, and it compiles nothing.
 
     Args:
@@ -48,20 +50,32 @@ def choose_plan(rows: int, length: int, channels: int, d_state: int, chunk: int,
         length: Steps.
         channels: Channels of a group.
         d_state: States of a channel.
+        rank: Coefficients that step sizes are made of inside the kernels, 0 where they are given.
         chunk: Steps between saved states; a segment is a whole number of them.
         backward: Whether the backward pass asks.
     """
     states = triton.next_power_of_2(d_state)
-    # Four channels a lane halve what a step costs beside its states; a backward pass has no registers for them.
-    by_lane = min(2 if backward else 4, triton.next_power_of_2(channels))
-    split = min(WARP, max(1, by_lane * states // (TILE_STATES if backward else 2 * TILE_STATES)))
-    steps = min(4, chunk)
-    programs = rows * _ceil_div(channels, WARP // split * by_lane)
-    wanted = BACKWARD_PROGRAMS if backward else FORWARD_PROGRAMS
+
+    def split_for(by_lane: int) -> int:
+        lanes: int = min(WARP, max(1, by_lane * states // TILE_STATES))
+        return lanes
+
+    def padded(by_lane: int) -> int:
+        width = WARP // split_for(by_lane) * by_lane
+        return _ceil_div(channels, width) * width
+
+    # Four channels a lane halve what a step costs beside its states, and eight steps a block hide what loading them
+    # takes; a backward pass has no registers for either. Lanes without a channel would cost more than that.
+    choices = (1, 2) if backward else (1, 2, 4)
+    by_lane = max(choice for choice in choices if padded(choice) == min(map(padded, choices)))
+    split = split_for(by_lane)
+    steps = min(4 if backward else 8, chunk)
+    programs = rows * padded(by_lane) // (WARP // split * by_lane)
     segments = 1
-    while programs * segments < wanted and length >= 64 * segments * 2:
-        segments *= 2
-    return Plan(split, by_lane, steps, segments)
+    if programs < FEW_PROGRAMS:
+        while programs * segments < ENOUGH_PROGRAMS and length >= 64 * segments * 2:
+            segments *= 2
+    return Plan(split, by_lane, steps, segments, FULL_RATE_REGISTERS if backward and not rank else None)
 
 
 @dataclass(frozen=True)
@@ -78,8 +92,8 @@ class _Scan:
     def prepare(cls, inputs: ScanInputs, chunk: int, backward: bool, *outputs: Tensor) -> "_Scan":
         refuse_float64("selective_scan", inputs.u, inputs.delta, inputs.A, inputs.B, inputs.C)
         batch, length, groups, channels = inputs.u.shape
-        plan = choose_plan(batch * groups, length, channels, inputs.d_state, chunk, backward)
         rank = inputs.rank
+        plan = choose_plan(batch * groups, length, channels, inputs.d_state, rank, chunk, backward)
         inputs = replace(
             inputs,
             u=inner_contiguous(inputs.u),

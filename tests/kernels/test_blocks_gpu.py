@@ -5,7 +5,7 @@ import torch
 
 from mambaseg.kernels import selective_scan
 from mambaseg.kernels.causal_conv1d import causal_conv1d, causal_conv1d_reference, causal_conv1d_update
-from mambaseg.kernels.norm_gate import merge_norm_gate, merge_norm_gate_reference
+from mambaseg.kernels.norm_gate import layer_norm, layer_norm_reference, merge_norm_gate, merge_norm_gate_reference
 from mambaseg.kernels.selective_state_update import selective_state_update, selective_state_update_reference
 from tests.kernels.block_cases import convolution_inputs, norm_gate_inputs, update_inputs
 from tests.kernels.scan_cases import assert_close, gradients, in_float64, scan_inputs
@@ -118,6 +118,18 @@ def test_norm_gate(batch, length, channels, directions, dtype, gate_dtype):
     _compare(merge_norm_gate, merge_norm_gate_reference, inputs, gate_dtype)
 
 
+@pytest.mark.parametrize(("shape", "result"), [((16, 56, 56, 96), torch.bfloat16), ((3, 7, 768), torch.float32)])
+def test_layer_norm(shape, result):
+    torch.manual_seed(0)
+    x, weight, bias = (torch.randn(size, device="cuda") for size in (shape, shape[-1:], shape[-1:]))
+    inputs = {"x": x.requires_grad_(), "weight": weight.requires_grad_(), "bias": bias.requires_grad_()}
+
+    def run(**tensors):
+        return layer_norm(**tensors, dtype=result)
+
+    _compare(run, layer_norm_reference, inputs, result)
+
+
 def test_norm_gate_of_any_strides():
     inputs = norm_gate_inputs(2, 60, 4, 48, dtype=torch.float32, device="cuda")
     inputs["y"] = inputs["y"].detach().permute(2, 1, 0, 3).contiguous().permute(2, 1, 0, 3).requires_grad_()
@@ -220,7 +232,7 @@ def test_opcheck():
     step = (torch.randn(2, 5), torch.randn(2, 5, 4), torch.randn(5, 4), torch.randn(5))
     torch.library.opcheck(causal_conv1d_step, (*(tensor.cuda() for tensor in step), True))
     gate = norm_gate_inputs(2, 3, 4, 5, dtype=torch.float32, device="cuda").values()
-    torch.library.opcheck(norm_gate_forward, (*gate, 1e-5, True))
+    torch.library.opcheck(norm_gate_forward, (*gate, 1e-5, True, torch.float32))
     update = update_inputs(2, 6, 3, groups=2, dtype=torch.float32, device="cuda").values()
     torch.library.opcheck(selective_state_step, tuple(update))
 

@@ -4,7 +4,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mambaseg.kernels.norm_gate import merge_norm_gate, merge_norm_gate_reference
+from mambaseg.kernels.norm_gate import (
+    layer_norm,
+    layer_norm_reference,
+    merge_norm_gate,
+    merge_norm_gate_reference,
+)
 from mambaseg.kernels.norm_gate.op import norm_gate_backward, norm_gate_forward
 from tests.kernels.block_cases import norm_gate_inputs
 from tests.kernels.scan_cases import assert_close, gradients, in_float64
@@ -77,17 +82,18 @@ def test_gradient_of_the_directions_is_one_tensor():
 def test_several_directions_need_not_outlive_the_forward_pass():
     inputs = norm_gate_inputs(2, 6, 4, 10)
     merge_norm_gate(**inputs)
-    out = norm_gate_forward(*inputs.values(), 1e-5, True)[0]
+    out = norm_gate_forward(*inputs.values(), 1e-5, True, torch.float64)[0]
     saved = [tensor for tensor in out.grad_fn.saved_tensors if tensor is not None]
     assert max(tensor.numel() for tensor in saved) == 2 * 6 * 10
 
 
 def test_inference_keeps_nothing():
-    assert norm_gate_forward(*norm_gate_inputs(2, 6, 4, 10, requires_grad=False).values(), 1e-5, False)[3].numel() == 0
+    inputs = norm_gate_inputs(2, 6, 4, 10, requires_grad=False)
+    assert norm_gate_forward(*inputs.values(), 1e-5, False, torch.float64)[3].numel() == 0
 
 
 def test_differentiating_without_saving_is_refused():
-    out = norm_gate_forward(*norm_gate_inputs(2, 6, 4, 10).values(), 1e-5, False)[0]
+    out = norm_gate_forward(*norm_gate_inputs(2, 6, 4, 10).values(), 1e-5, False, torch.float64)[0]
     with pytest.raises(RuntimeError, match="save=False"):
         out.sum().backward()
 
@@ -117,7 +123,7 @@ def test_wrong_shapes_are_named(name, shape):
 @pytest.mark.parametrize("directions", [1, 3])
 def test_gradcheck(directions):
     assert torch.autograd.gradcheck(
-        lambda *tensors: norm_gate_forward(*tensors, 1e-5, True)[0],
+        lambda *tensors: norm_gate_forward(*tensors, 1e-5, True, torch.float64)[0],
         tuple(norm_gate_inputs(2, 3, directions, 5).values()),
     )
 
@@ -125,18 +131,18 @@ def test_gradcheck(directions):
 @pytest.mark.parametrize("directions", [1, 3])
 def test_opcheck(directions):
     y, z, weight, bias = norm_gate_inputs(2, 3, directions, 5, dtype=torch.float32).values()
-    torch.library.opcheck(norm_gate_forward, (y, z, weight, bias, 1e-5, True))
+    torch.library.opcheck(norm_gate_forward, (y, z, weight, bias, 1e-5, True, torch.float32))
     y, z, weight, bias = (tensor.detach() for tensor in (y, z, weight, bias))
-    _, mean, rstd, _ = norm_gate_forward(y, z, weight, bias, 1e-5, True)
+    _, mean, rstd, _ = norm_gate_forward(y, z, weight, bias, 1e-5, True, torch.float32)
     torch.library.opcheck(norm_gate_backward, (torch.randn(2, 3, 5), y.sum(2), z, weight, bias, mean, rstd))
 
 
 @pytest.mark.parametrize("directions", [1, 3])
 def test_fake_shapes_equal_real_ones(directions):
     tensors = tuple(norm_gate_inputs(2, 3, directions, 5, torch.bfloat16, torch.float16, requires_grad=False).values())
-    real = norm_gate_forward(*tensors, 1e-5, True)
+    real = norm_gate_forward(*tensors, 1e-5, True, torch.float16)
     with torch._subclasses.FakeTensorMode() as mode:
-        fake = norm_gate_forward(*(mode.from_tensor(tensor) for tensor in tensors), 1e-5, True)
+        fake = norm_gate_forward(*(mode.from_tensor(tensor) for tensor in tensors), 1e-5, True, torch.float16)
     for one, other in zip(real, fake, strict=True):
         assert (one.shape, one.dtype, one.stride()) == (other.shape, other.dtype, other.stride())
 
@@ -169,3 +175,55 @@ def test_autocast_keeps_float32():
     expected = merge_norm_gate(**inputs)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(merge_norm_gate(**inputs), expected)
+
+
+def _norm_inputs(dtype=torch.float64, shape=(2, 3, 5, 24)):
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(shape) * 2 + 1, torch.randn(shape[-1]), torch.randn(shape[-1])
+    return {"x": x.to(dtype).requires_grad_(), "weight": weight.requires_grad_(), "bias": bias.requires_grad_()}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 1e-6), (torch.bfloat16, 6e-3)]
+)
+@pytest.mark.parametrize("result", [torch.float32, torch.bfloat16])
+def test_layer_norm_alone(dtype, tolerance, result):
+    inputs = _norm_inputs(dtype)
+    truth_inputs = in_float64(inputs)
+    truth = layer_norm_reference(**truth_inputs)
+    torch.testing.assert_close(truth, F.layer_norm(truth_inputs["x"], (24,), *list(truth_inputs.values())[1:]))
+    out = layer_norm(**inputs, dtype=result)
+    assert (out.dtype, out.shape) == (result, truth.shape)
+    tolerance = max(tolerance, 6e-3 if result == torch.bfloat16 else 1e-6)
+    assert_close("out", out, truth, tolerance)
+    expected = gradients(truth, truth_inputs)
+    for name, grad in gradients(out, inputs).items():
+        assert_close(f"d{name}", grad, expected[name], tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_directions_are_merged_and_normalised_without_a_gate(dtype):
+    inputs = norm_gate_inputs(2, 7, 4, 24, dtype)
+    del inputs["z"]
+    truth_inputs = in_float64(inputs)
+    out, truth = merge_norm_gate(z=None, **inputs), merge_norm_gate_reference(z=None, **truth_inputs)
+    assert out.dtype == dtype
+    assert_close("out", out, truth, 6e-3)
+    expected = gradients(truth, truth_inputs)
+    for name, grad in gradients(out, inputs).items():
+        assert_close(f"d{name}", grad, expected[name], 6e-3)
+
+
+def test_gradcheck_of_layer_norm():
+    inputs = [tensor.detach().double().requires_grad_() for tensor in _norm_inputs(shape=(2, 3, 5)).values()]
+    assert torch.autograd.gradcheck(layer_norm, inputs)
+
+
+def test_opcheck_of_layer_norm():
+    x, weight, bias = _norm_inputs(torch.float32, (1, 6, 1, 5)).values()
+    torch.library.opcheck(norm_gate_forward, (x, None, weight, bias, 1e-5, True, torch.bfloat16))
+
+
+def test_layer_norm_names_wrong_shapes():
+    with pytest.raises(ValueError, match="layer_norm takes"):
+        layer_norm(torch.zeros(2, 3), torch.zeros(4), torch.zeros(3))

@@ -33,6 +33,6 @@ def test_steps_divide_the_chunk():
         for rows, length, channels in ((1, 1, 3), (64, 3136, 192), (96, 49, 1536), (16, 16384, 192)):
             for backward in (True, False):
                 for chunk in (CPU_CHUNK, GPU_CHUNK):
-                    plan = launch.choose_plan(rows, length, channels, d_state, chunk, backward)
+                    plan = launch.choose_plan(rows, length, channels, d_state, 0, chunk, backward)
                     assert chunk % plan.steps == 0
                     assert plan.split <= d_state

@@ -13,7 +13,7 @@ from mambaseg.kernels.causal_conv1d import (
     causal_conv1d_update_reference,
 )
 from mambaseg.kernels.causal_conv1d import triton_launch as convolution_launch
-from mambaseg.kernels.norm_gate import merge_norm_gate, merge_norm_gate_reference
+from mambaseg.kernels.norm_gate import layer_norm, layer_norm_reference, merge_norm_gate, merge_norm_gate_reference
 from mambaseg.kernels.norm_gate import triton_launch as norm_gate_launch
 from mambaseg.kernels.selective_state_update import selective_state_update, selective_state_update_reference
 from mambaseg.kernels.selective_state_update import triton_launch as update_launch
@@ -139,6 +139,15 @@ def test_norm_gate(batch, length, directions, channels):
         torch.testing.assert_close(merge_norm_gate(**inputs), expected)
         return
     _compare(merge_norm_gate, merge_norm_gate_reference, inputs, 1e-5)
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (2, 3, 5), (7, 200)])
+@pytest.mark.usefixtures("_poisoned")
+def test_layer_norm(shape):
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(shape), torch.randn(shape[-1]), torch.randn(shape[-1])
+    inputs = {"x": x.requires_grad_(), "weight": weight.requires_grad_(), "bias": bias.requires_grad_()}
+    _compare(layer_norm, layer_norm_reference, inputs, 1e-5)
 
 
 def test_norm_gate_of_rows_in_several_programs(monkeypatch):
