@@ -12,6 +12,7 @@ ON_GPU = [
     ("kernels/selective_scan.py", "--output", str(HERE / "kernels" / "selective_scan.csv")),
     ("kernels/ss2d.py", "--output", str(HERE / "kernels" / "ss2d.csv")),
     ("kernels/blocks.py", "--output", str(HERE / "kernels" / "blocks.csv")),
+    ("networks/bench.py",),
     ("metrics/surface.py",),
 ]
 ON_CPU = [

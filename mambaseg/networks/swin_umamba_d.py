@@ -1,6 +1,7 @@
 """Swin-UMamba with a Mamba decoder."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -71,9 +72,8 @@ class VSSDecoder(nn.Module):
 
     def classify(self, decoded: Tensor) -> Tensor:
         """Return full-size logits of the finest map (B, C, H/4, W/4)."""
-        expanded = self.expand_layers[-1](decoded.permute(0, 2, 3, 1))
-        logits: Tensor = self.seg_layers[-1](expanded.permute(0, 3, 1, 2))
-        return logits
+        expand, head = cast(PatchExpand, self.expand_layers[-1]), cast(nn.Conv2d, self.seg_layers[-1])
+        return expand.classify(decoded.permute(0, 2, 3, 1), head)
 
 
 @register_network("swin_umamba_d")

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from mambaseg.errors import InputError
 from mambaseg.networks.base import SegmentationNetwork
+from mambaseg.networks.layers.memory import channels_last
 from mambaseg.networks.register import register_network
 
 
@@ -73,7 +74,7 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Return the five maps of ``x`` (B, C, H, W), finest first."""
-        maps = [self.in_conv(x)]
+        maps = [self.in_conv(channels_last(x))]
         for down in (self.down1, self.down2, self.down3, self.down4):
             maps.append(down(maps[-1]))
         return maps

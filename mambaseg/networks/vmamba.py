@@ -11,6 +11,7 @@ from mambaseg.errors import InputError
 from mambaseg.networks.base import ClassificationNetwork
 from mambaseg.networks.layers.channel_order import ChannelsFirst, ChannelsLast
 from mambaseg.networks.layers.drop_path import drop_path_rates
+from mambaseg.networks.layers.layer_norm import LayerNorm
 from mambaseg.networks.layers.linear_init import init_linear
 from mambaseg.networks.layers.patches import PatchMerging
 from mambaseg.networks.layers.stage import Stage
@@ -109,7 +110,9 @@ class PixelMean(nn.Module):
 
 def patch_stem(in_channels: int, dim: int) -> nn.Sequential:
     """Return the first release's stem, from (B, C, H, W) to (B, H/4, W/4, dim): patches, LayerNorm."""
-    return nn.Sequential(nn.Conv2d(in_channels, dim, PATCH, stride=PATCH), ChannelsLast(), nn.LayerNorm(dim))
+    return nn.Sequential(
+        nn.Conv2d(in_channels, dim, PATCH, stride=PATCH), ChannelsLast(), LayerNorm(dim, into_product=False)
+    )
 
 
 def conv_stem(in_channels: int, dim: int) -> nn.Sequential:
@@ -117,19 +120,19 @@ def conv_stem(in_channels: int, dim: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(in_channels, dim // 2, 3, stride=2, padding=1),
         ChannelsLast(),
-        nn.LayerNorm(dim // 2),
+        LayerNorm(dim // 2),
         ChannelsFirst(),
         nn.GELU(),
         nn.Conv2d(dim // 2, dim, 3, stride=2, padding=1),
         ChannelsLast(),
-        nn.LayerNorm(dim),
+        LayerNorm(dim, into_product=False),
     )
 
 
 def conv_downsample(dim: int) -> nn.Sequential:
     """Return a layer from (B, H, W, dim) to (B, H/2, W/2, 2 dim): a convolution of stride 2, LayerNorm."""
     conv = nn.Conv2d(dim, 2 * dim, 3, stride=2, padding=1)
-    return nn.Sequential(ChannelsFirst(), conv, ChannelsLast(), nn.LayerNorm(2 * dim))
+    return nn.Sequential(ChannelsFirst(), conv, ChannelsLast(), LayerNorm(2 * dim, into_product=False))
 
 
 def _check_options(depths: Sequence[int], stem: str, downsample: str) -> None:

@@ -145,6 +145,15 @@ def test_the_bottleneck_layer_is_seen_by_the_decoder_only():
     )
 
 
+@torch.no_grad()
+def test_the_bottleneck_is_the_last_stage_by_another_name():
+    bottleneck, encoder = small("umamba_bot").eval(), small("umamba_enc", mamba_stages=[2]).eval()
+    state = bottleneck.state_dict().items()
+    encoder.load_state_dict({key.replace("mamba_layer.", "encoder.mamba_layers.2."): value for key, value in state})
+    x = torch.randn(1, 1, 16, 16)
+    assert torch.equal(encoder(x), bottleneck(x))
+
+
 def test_without_residual_mamba_replaces_the_map():
     network, x = small("umamba_bot", residual=False).eval(), torch.randn(1, 1, 16, 16)
     nn.init.zeros_(network.mamba_layer.mamba.out_proj.weight)
@@ -206,11 +215,12 @@ def test_3d_checkpointing_changes_nothing_but_memory():
         ({"strides": [1, [2, 2, 2]]}, r"strides is \[1, \[2, 2, 2\]\]; each entry is a positive number or 2 of them"),
         ({"kernels": [3, 3]}, r"kernels is \[3, 3\]; it needs one odd size"),
         ({"kernels": [3, 3, 4]}, r"kernels is \[3, 3, 4\]"),
+        ({"mamba_stages": "deepest"}, r"mamba_stages is 'deepest'; name one or more"),
         ({"mamba_stages": [3]}, r"mamba_stages is \[3\]; name one or more of the stages 0 to 2"),
         ({"channel_tokens": True}, "channel_tokens needs patch_size with 2 values, not None"),
         ({"channel_tokens": True, "patch_size": [16, 18]}, r"patch_size is \[16, 18\]; it must be a multiple"),
     ],
 )
 def test_impossible_options_are_named(options, message):
-    with pytest.raises(InputError, match=f"Network 'umamba_enc': {message}"):
+    with pytest.raises(InputError, match=f"Network 'umamba': {message}"):
         small(**options)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from mambaseg.networks.layers.layer_norm import LayerNorm
 from mambaseg.networks.layers.mamba import Mamba
 
 
@@ -23,7 +24,7 @@ class MambaLayer(nn.Module):
         super().__init__()
         self.residual = residual
         self.channel_tokens = channel_tokens
-        self.norm = nn.LayerNorm(width)
+        self.norm = LayerNorm(width)
         self.mamba = Mamba(width, d_state)
 
     def forward(self, x: Tensor) -> Tensor:

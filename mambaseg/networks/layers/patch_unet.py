@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mambaseg.networks.layers.drop_path import drop_path_rates
+from mambaseg.networks.layers.layer_norm import LayerNorm
 from mambaseg.networks.layers.linear_init import init_linear
 from mambaseg.networks.layers.patch_encoder import PATCH, BlockBuilder, PatchEncoder, build_stage
 from mambaseg.networks.layers.patches import PatchExpand
@@ -53,7 +54,7 @@ class PatchUNet(PatchEncoder):
         )
         self.deep_supervision = deep_supervision
         dims, rates = self.dims, drop_path_rates(drop_path_rate, depths)
-        self.norm = nn.LayerNorm(dims[-1])
+        self.norm = LayerNorm(dims[-1])
         self.layers_up = nn.ModuleList([PatchExpand(dims[-1], 2, dims[-2])])
         self.concat_back_dim = nn.ModuleList([nn.Identity()])
         for level in reversed(range(len(dims) - 1)):
@@ -62,7 +63,7 @@ class PatchUNet(PatchEncoder):
             stage = build_stage(block, level, rates[level], upsample=upsample, checkpointing=checkpointing)
             self.layers_up.append(stage)
             self.concat_back_dim.append(nn.Linear(2 * dim, dim))
-        self.norm_up = nn.LayerNorm(embed_dim)
+        self.norm_up = LayerNorm(embed_dim)
         self.up = PatchExpand(embed_dim, PATCH, embed_dim)
         self.output = nn.Conv2d(embed_dim, num_classes, 1, bias=False)
         if deep_supervision:
@@ -88,13 +89,11 @@ class PatchUNet(PatchEncoder):
         stages = cast(list[Stage], list(self.layers_up[1:]))
         levels = []
         for layer, reduce, skip in zip(stages, self.concat_back_dim[1:], skips[-2::-1], strict=True):
-            levels.append(layer.transform(reduce(torch.cat([x, skip], dim=-1))))
+            levels.append(layer.transform(reduce(torch.cat([x, skip.to(x.dtype)], dim=-1))))
             x = layer.resample(levels[-1])
         levels[-1] = self.norm_up(levels[-1])
         return [level.permute(0, 3, 1, 2) for level in reversed(levels)]
 
     def classify(self, decoded: Tensor) -> Tensor:
         """Return logits (B, K, H, W) of the decoder map (B, embed_dim, H/4, W/4)."""
-        expanded = self.up(decoded.permute(0, 2, 3, 1))
-        logits: Tensor = self.output(expanded.permute(0, 3, 1, 2))
-        return logits
+        return self.up.classify(decoded.permute(0, 2, 3, 1), self.output)

@@ -1,8 +1,11 @@
 """Patch embedding, merging and expansion on channels-last maps (B, H, W, C), as Swin-shaped U-Nets use them."""
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+
+from mambaseg.networks.layers.layer_norm import LayerNorm
 
 
 class PatchEmbed(nn.Module):
@@ -17,7 +20,7 @@ class PatchEmbed(nn.Module):
     def __init__(self, in_channels: int, dim: int, patch: int = 4) -> None:
         super().__init__()
         self.proj = nn.Conv2d(in_channels, dim, kernel_size=patch, stride=patch)
-        self.norm = nn.LayerNorm(dim)
+        self.norm = LayerNorm(dim, into_product=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return tokens (B, H/patch, W/patch, dim) of the images ``x`` (B, C, H, W)."""
@@ -31,7 +34,7 @@ class PatchMerging(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
-        self.norm = nn.LayerNorm(4 * dim)
+        self.norm = LayerNorm(4 * dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, H/2, W/2, 2C) of ``x`` (B, H, W, C); H and W are even."""
@@ -54,10 +57,35 @@ class PatchExpand(nn.Module):
         super().__init__()
         self.scale = scale
         self.expand = nn.Linear(dim, scale * scale * out_dim, bias=False)
-        self.norm = nn.LayerNorm(out_dim)
+        self.norm = LayerNorm(out_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, H * scale, W * scale, out_dim) of ``x`` (B, H, W, dim)."""
         x = rearrange(self.expand(x), "b h w (r s c) -> b (h r) (w s) c", r=self.scale, s=self.scale)
         expanded: Tensor = self.norm(x)
         return expanded
+
+    def classify(self, x: Tensor, head: nn.Conv2d) -> Tensor:
+        """Return what ``head``, a 1x1 convolution, makes of the expanded map, without normalising that map in memory.
+
+        With the projection E centred over output channels, LayerNorm(E x) = w (E x) / sd + b, where sd² is the mean
+        square of E x plus epsilon. So head and norm are one projection of x to K scores a pixel, over sd; of the map,
+        scale² times as many values as x, only the length of each pixel's vector is taken.
+
+        Args:
+            x: (B, H, W, dim).
+            head: From out_dim to K channels.
+
+        Returns:
+            (B, K, H * scale, W * scale).
+        """
+        projection = torch.unflatten(self.expand.weight, 0, (self.scale**2, -1))
+        centred = projection - projection.mean(1, keepdim=True)
+        vectors = torch.unflatten(F.linear(x, centred.flatten(0, 1)), -1, (self.scale**2, -1))
+        wide = torch.promote_types(vectors.dtype, torch.float32)
+        variance = torch.linalg.vector_norm(vectors, dim=-1, dtype=wide).square() / vectors.shape[-1]
+        weight = head.weight.flatten(1)
+        scores = F.linear(x, ((weight * self.norm.weight) @ centred).flatten(0, 1))
+        logits = torch.unflatten(scores, -1, (self.scale**2, -1)) * torch.rsqrt(variance + self.norm.eps).unsqueeze(-1)
+        logits = (logits + F.linear(self.norm.bias, weight, head.bias)).to(scores.dtype)
+        return rearrange(logits, "b h w (r s) k -> b k (h r) (w s)", r=self.scale)

@@ -1,15 +1,18 @@
 """The four-direction scan layer of VMamba, in all its published forms."""
 
 import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mambaseg.kernels.ss2d import ss2d
+from mambaseg.kernels.directional_scan import directional_scan
+from mambaseg.kernels.norm_gate import merge_norm_gate
 from mambaseg.networks.base import mark_no_decay
+from mambaseg.networks.layers.layer_norm import on_own_kernels
 from mambaseg.networks.layers.scan_init import decay_logs, step_bias
-from mambaseg.networks.layers.ss2d_form import OUT_NORMS, initial_scan_parameters, parse_form
+from mambaseg.networks.layers.ss2d_form import OUT_NORMS, SS2DForm, initial_scan_parameters, parse_form
 
 DIRECTIONS = 4
 
@@ -46,6 +49,8 @@ class SS2D(nn.Module):
         d_inner = int(ssm_ratio * d_model)
         dt_rank = math.ceil(d_model / 16)
         self.form = parse_form(forward_type)
+        # The forms that merge_norm_gate computes: LayerNorm, then SiLU of the gate or no gate at all.
+        self.fusible = self.form in (SS2DForm(), SS2DForm(gated=False))
         self.in_proj = nn.Linear(d_model, 2 * d_inner if self.form.gated else d_inner, bias=False)
         self.conv2d: nn.Module = nn.Identity()
         if d_conv > 1:
@@ -73,12 +78,23 @@ class SS2D(nn.Module):
         """Return (B, H, W, d_model) of ``x`` (B, H, W, d_model)."""
         projected = self.in_proj(x)
         x, gate = projected.chunk(2, dim=-1) if self.form.gated else (projected, None)
-        x = F.silu(self.conv2d(x.permute(0, 3, 1, 2)))
-        y = ss2d(x, self.x_proj_weight, self.dt_projs_weight, self.dt_projs_bias, self.A_logs, self.Ds)
-        y = self.out_norm(y.permute(0, 2, 3, 1)).to(projected.dtype)
+        x = F.silu(self.conv2d(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
+        out: Tensor = self.out_proj(self._merge(self._scan(x), gate, x.shape))
+        return out
+
+    def _scan(self, x: Tensor) -> Tensor:
+        """Return the scans of the directions, (B, H W, 4, d_inner), of ``x`` (B, H, W, d_inner)."""
+        parameters = (self.x_proj_weight, self.dt_projs_weight, self.dt_projs_bias, self.A_logs, self.Ds)
+        return directional_scan(x.flatten(1, 2).contiguous(), *parameters, map_height=x.shape[1])
+
+    def _merge(self, scans: Tensor, gate: Tensor | None, shape: torch.Size) -> Tensor:
+        """Return the sum of ``scans`` (B, H W, 4, d_inner), normalised and gated, (B, H, W, d_inner)."""
+        if self.fusible and on_own_kernels(scans):
+            norm, gate = cast(nn.LayerNorm, self.out_norm), None if gate is None else gate.flatten(1, 2)
+            return merge_norm_gate(scans, gate, norm.weight, norm.bias, norm.eps).view(shape)
+        y: Tensor = self.out_norm(scans.sum(2).view(shape)).to(scans.dtype)
         if self.form.out_activation:
             y = F.gelu(y)
         if gate is not None:
             y = y * (F.silu(gate) if self.form.gate_activation else gate)
-        out: Tensor = self.out_proj(y)
-        return out
+        return y

@@ -8,6 +8,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from mambaseg.networks.layers.drop_path import DropPath
+from mambaseg.networks.layers.layer_norm import LayerNorm
 
 
 class WindowAttention(nn.Module):
@@ -79,9 +80,9 @@ class SwinBlock(nn.Module):
         super().__init__()
         self.window = window
         self.shift = shift
-        self.norm1 = nn.LayerNorm(dim)
+        self.norm1 = LayerNorm(dim)
         self.attn = WindowAttention(dim, window, heads)
-        self.norm2 = nn.LayerNorm(dim)
+        self.norm2 = LayerNorm(dim)
         self.mlp = MLP(dim, int(mlp_ratio * dim))
         self.drop_path = DropPath(drop_path)
         self.register_load_state_dict_pre_hook(_drop_attn_mask)  # type: ignore[no-untyped-call]

@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mambaseg.networks.layers.drop_path import DropPath
+from mambaseg.networks.layers.layer_norm import LayerNorm
 from mambaseg.networks.layers.ss2d import SS2D
 from mambaseg.networks.layers.swin_block import MLP
 
@@ -23,10 +24,10 @@ class VMambaBlock(nn.Module):
 
     def __init__(self, dim: int, drop_path: float, mlp_ratio: float, **scan: Any) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(dim)
+        self.norm = LayerNorm(dim)
         self.op = SS2D(dim, **scan)
         self.drop_path = DropPath(drop_path)
-        self.norm2 = nn.LayerNorm(dim) if mlp_ratio else None
+        self.norm2 = LayerNorm(dim) if mlp_ratio else None
         self.mlp = MLP(dim, int(mlp_ratio * dim)) if mlp_ratio else None
 
     def forward(self, x: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from mambaseg.networks.layers.drop_path import DropPath
+from mambaseg.networks.layers.layer_norm import LayerNorm
 from mambaseg.networks.layers.ss2d import SS2D
 
 
@@ -18,7 +19,7 @@ class VSSBlock(nn.Module):
 
     def __init__(self, dim: int, d_state: int = 16, drop_path: float = 0.0, ssm_ratio: float = 2.0) -> None:
         super().__init__()
-        self.ln_1 = nn.LayerNorm(dim)
+        self.ln_1 = LayerNorm(dim)
         self.self_attention = SS2D(dim, d_state=d_state, ssm_ratio=ssm_ratio)
         self.drop_path = DropPath(drop_path)
 

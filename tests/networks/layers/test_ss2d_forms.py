@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from mambaseg.errors import InputError
-from mambaseg.kernels import ss2d
+from mambaseg.kernels import merge_norm_gate, ss2d
+from mambaseg.networks.layers import ss2d as scan_layer
 from mambaseg.networks.layers.ss2d import SS2D
 from mambaseg.networks.layers.ss2d_form import CORES, OUT_NORMS, SS2DForm, parse_form
 from tests.networks.golden import fill
@@ -71,6 +72,20 @@ def test_misspelt_names_fail_when_the_layer_is_built(wrong):
 def test_forms_are_their_definition(options, meaning):
     built, x = layer(**options), torch.randn(2, 3, 5, 8)
     torch.testing.assert_close(built(x), written_out(built, x, **meaning))
+
+
+@pytest.mark.parametrize("options", [{}, {"forward_type": "v05_nozact"}, {"forward_type": "v05_noz"}])
+def test_plain_forms_are_merged_by_one_kernel_and_get_the_same_gradients(options, monkeypatch):
+    built, x, calls, runs = layer(**options), torch.randn(2, 3, 5, 8), [], []
+    monkeypatch.setattr(scan_layer, "merge_norm_gate", lambda *given: calls.append(given) or merge_norm_gate(*given))
+    for fused in (False, True):
+        monkeypatch.setattr(scan_layer, "on_own_kernels", lambda _, fused=fused: fused)
+        leaf = x.clone().requires_grad_()
+        out = built(leaf)
+        runs.append([out, *torch.autograd.grad(out.square().sum(), [leaf, *built.parameters()])])
+    assert len(calls) == (0 if "nozact" in str(options) else 1)
+    for composed, fused in zip(*runs, strict=True):
+        torch.testing.assert_close(fused, composed, rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
