@@ -84,9 +84,12 @@ class Step:
         self.device = trainer.strategy.root_device
         self.precision = trainer.precision_plugin
         self.module = module.to(self.device).train()
+        module.trainer = trainer
+        module.on_fit_start()
         data.setup("fit")
         self.batches = self._batches(data, fresh)
         self.optimizer = module.build_optimizer()
+        self.steps = 0
 
     def _batches(self, data: SegmentationDataModule, fresh: bool) -> Iterator[Batch]:
         loader = data.train_dataloader()
@@ -100,9 +103,11 @@ class Step:
     def __call__(self) -> None:
         """Train one step."""
         batch = next(self.batches)
+        self.module.on_train_batch_start(batch, self.steps)
+        self.steps += 1
         self.optimizer.zero_grad()
         with self.precision.forward_context():
-            outputs = self.module(batch["image"])
+            outputs = self.module.training_outputs(batch)
             loss = sum(self.module.training_losses(batch, outputs).values())
         loss.backward()
         self.optimizer.step()

@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from mambaseg.io.atomic import write_bytes
 
@@ -27,6 +28,8 @@ def describe_nonfinite(module: pl.LightningModule, batch: Any, batch_idx: int) -
     for name, parameter in module.named_parameters():
         if not bool(torch.isfinite(parameter).all()):
             return f"The weight {name} was not finite before this step."
+    if any(isinstance(part, FSDPModule) for part in module.modules()):
+        return "Where it began is not looked for in sharded networks: the other processes would have to join in."
     if not hasattr(module, "training_outputs") or not hasattr(module, "training_losses"):
         return "Where it began is unknown for this kind of module."
     method = cast(Any, module)
@@ -34,7 +37,7 @@ def describe_nonfinite(module: pl.LightningModule, batch: Any, batch_idx: int) -
     found: list[str] = []
     handles = [part.register_forward_hook(_watch(name, found)) for name, part in module.named_modules() if name]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), method.plain_passes():
             outputs = method.training_outputs(batch)
             terms = {} if found else method.training_losses(batch, outputs)
     finally:

@@ -66,7 +66,8 @@ class Throughput(pl.Callback):
             "speed/data_wait": window.waiting_share,
         }
         if pl_module.device.type == "cuda":
-            metrics["memory/peak_gib"] = torch.cuda.max_memory_allocated(pl_module.device) / BYTES_PER_GIB
+            # What is reserved: memory of CUDA graphs does not count as allocated.
+            metrics["memory/peak_gib"] = torch.cuda.max_memory_reserved(pl_module.device) / BYTES_PER_GIB
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=logged_step(trainer))
 

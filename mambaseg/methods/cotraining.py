@@ -1,5 +1,6 @@
 """Students that are trained side by side: everything a method shares with every other."""
 
+import contextlib
 import math
 import os
 from abc import ABC, abstractmethod
@@ -9,6 +10,7 @@ from typing import Any, cast
 import lightning.pytorch as L
 import numpy as np
 import torch
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
@@ -19,6 +21,7 @@ from mambaseg.inference.slices import ENSEMBLE, SliceInference
 from mambaseg.methods.components.ema_teacher import EmaTeacher
 from mambaseg.methods.components.optimizers import JointOptimizer, StudentConfig, build_optimizer, build_schedule
 from mambaseg.methods.components.pseudo_label_quality import pseudo_label_quality
+from mambaseg.methods.components.student_graphs import StudentGraphs
 from mambaseg.methods.components.student_output import StudentOutput
 from mambaseg.metrics.case_scores import CaseScores
 from mambaseg.metrics.headline import headline_metric, headline_predictor
@@ -44,13 +47,14 @@ class CoTrainingModule(L.LightningModule, ABC):
         inference: How whole volumes are segmented.
         surface_in_fit: Compute surface distances in the validation runs of ``fit`` too; ``validate`` and ``test``
             always do.
-
         strong_view: Learn on the strongly augmented view of each image; needs a transform that gives two views, such as
             ``weak_strong``.
         split_batch: Pass the labelled and the unlabelled part of a batch through the networks one after the other, so
             that batch norm sees each by itself. In small batches from several scanners the unlabelled part shifts the
             statistics that the labels are learned under: on the phantom that cost the U-Net 0.08 Dice (one seed). The
             published code passes both together.
+        cuda_graphs: On a GPU, record the students' passes as CUDA graphs and replay them, side by side. The results are
+            the same; gradient accumulation and sharded students run the plain passes.
 
     Raises:
         InputError: There is no student, or one is called like the ensemble.
@@ -66,6 +70,7 @@ class CoTrainingModule(L.LightningModule, ABC):
         surface_in_fit: bool = False,
         strong_view: bool = False,
         split_batch: bool = False,
+        cuda_graphs: bool = True,
     ) -> None:
         super().__init__()
         if not students or ENSEMBLE in students:
@@ -81,6 +86,8 @@ class CoTrainingModule(L.LightningModule, ABC):
         self.surface_in_fit = surface_in_fit
         self.strong_view = strong_view
         self.split_batch = split_batch
+        self.cuda_graphs = cuda_graphs
+        self._graphs: StudentGraphs | None = None
         self.last_scores: list[CaseScore] = []
 
     @property
@@ -171,7 +178,20 @@ class CoTrainingModule(L.LightningModule, ABC):
 
     def forward(self, image: Tensor) -> dict[str, StudentOutput]:
         """Return every student's output on ``image`` (B, C, *S)."""
-        return {name: StudentOutput(*network.forward_with_features(image)) for name, network in self.networks.items()}
+        if self._graphs is not None and self.training and self.trainer.accumulate_grad_batches == 1:
+            passes = self._graphs(image)
+        else:
+            passes = {name: network.forward_with_features(image) for name, network in self.networks.items()}
+        return {name: StudentOutput(*made) for name, made in passes.items()}
+
+    @contextlib.contextmanager
+    def plain_passes(self) -> Iterator[None]:
+        """Run the students without CUDA graphs meanwhile: hooks on their modules are called."""
+        graphs, self._graphs = self._graphs, None
+        try:
+            yield
+        finally:
+            self._graphs = graphs
 
     def teaching_outputs(self, batch: Batch, outputs: dict[str, StudentOutput]) -> dict[str, StudentOutput]:
         """Return the outputs that students teach each other with: those on the weak view where there are two.
@@ -194,11 +214,20 @@ class CoTrainingModule(L.LightningModule, ABC):
         for module in self.modules():
             if isinstance(module, EmaTeacher):
                 module.train()
+        whole = isinstance(self.trainer.strategy, SingleDeviceStrategy | DDPStrategy)
+        if self.cuda_graphs and whole and self.device.type == "cuda":
+            self._graphs = StudentGraphs(self.networks)
+
+    def on_fit_end(self) -> None:
+        """Give the graphs' memory back."""
+        self._graphs = None
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed dropout and pixel sampling from the place in the run: a resumed run draws what the first would have."""
         place = (int(os.environ.get("PL_GLOBAL_SEED", "0")), self.global_rank, self.current_epoch, batch_idx)
         torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> np.uint64(1)))
+        if self._graphs is not None:
+            self._graphs.start_step()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the summed loss of one batch."""

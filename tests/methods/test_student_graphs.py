@@ -1,0 +1,120 @@
+"""Recorded passes compute what plain passes compute."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mambaseg.methods.components.student_graphs import StudentGraphs
+from mambaseg.networks import SegmentationNetwork, create_network, list_networks
+
+pytestmark = pytest.mark.gpu
+
+NAMES = ("unet", "mamba_unet", "swin_unet")
+OPTIONS = {"unet": {"channels": [8, 8, 16, 16, 16]}, "mamba_unet": {"embed_dim": 32}, "swin_unet": {"embed_dim": 24}}
+SIZE = 64
+
+
+def students(*names: str) -> dict[str, SegmentationNetwork]:
+    torch.manual_seed(0)
+    built = {name: create_network(name, 1, 4, **OPTIONS[name]) for name in names}
+    return {name: network.cuda().train() for name, network in built.items()}  # type: ignore[misc]
+
+
+def images(seed: int, batch: int = 4) -> Tensor:
+    return torch.randn(batch, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(seed)).cuda()
+
+
+def plain(networks: dict[str, SegmentationNetwork], image: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    return {name: network.forward_with_features(image) for name, network in networks.items()}
+
+
+Networks = dict[str, SegmentationNetwork]
+
+
+def train(networks: Networks, graphs: StudentGraphs | None, precision: torch.dtype) -> list[float]:
+    """Train four steps on different images and return the losses."""
+    optimizer = torch.optim.SGD([p for n in networks.values() for p in n.parameters()], lr=0.05, momentum=0.9)
+    losses = []
+    for step in range(4):
+        torch.manual_seed(100 + step)
+        if graphs is not None:
+            graphs.start_step()
+        image = images(step)
+        with torch.autocast("cuda", torch.bfloat16, enabled=precision == torch.bfloat16):
+            outputs = plain(networks, image) if graphs is None else graphs(image)
+            target = (image[:, 0] > 0).long()
+            losses_by_name = [F.cross_entropy(output[0].float(), target) for output in outputs.values()]
+            loss = torch.stack(losses_by_name).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", NAMES)
+def test_training_by_graphs_equals_plain_training(name: str, precision: torch.dtype) -> None:
+    one, other = students(name), students(name)
+    expected = train(one, None, precision)
+    found = train(other, StudentGraphs(other), precision)
+    # Not bit-equal: convolutions add up their gradients in no fixed order.
+    assert found == pytest.approx(expected, rel=1e-3 if precision == torch.float32 else 2e-2)
+    for (key, a), b in zip(one[name].state_dict().items(), other[name].state_dict().values(), strict=True):
+        if key.endswith("num_batches_tracked"):
+            assert a == b  # recording must not count as training
+        else:
+            error = (a.float() - b.float()).norm() / a.float().norm().clamp(min=0.5)
+            assert error < (1e-2 if precision == torch.float32 else 5e-2), key
+
+
+def test_dropout_draws_what_the_plain_pass_draws() -> None:
+    networks = students("unet")
+    graphs = StudentGraphs(networks)
+    image = images(0)
+    with torch.no_grad():
+        for seed in (1, 2):
+            torch.manual_seed(seed)
+            expected = plain(networks, image)["unet"][0].clone()
+            torch.manual_seed(seed)
+            graphs.start_step()
+            found = graphs(image)["unet"][0].clone()
+            torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+        assert not torch.allclose(found, plain(networks, image)["unet"][0], atol=1e-3)
+
+
+def test_recording_leaves_random_states_and_buffers_alone() -> None:
+    networks = students("unet")
+    before = {key: value.clone() for key, value in networks["unet"].named_buffers()}
+    torch.manual_seed(7)
+    graphs = StudentGraphs(networks)
+    graphs._recorded("unet", images(0))
+    drawn = torch.rand(3, device="cuda")
+    torch.manual_seed(7)
+    torch.testing.assert_close(drawn, torch.rand(3, device="cuda"), rtol=0, atol=0)
+    for key, value in networks["unet"].named_buffers():
+        torch.testing.assert_close(value, before[key], rtol=0, atol=0)
+
+
+def test_two_calls_of_a_step_keep_their_outputs_apart() -> None:
+    networks = students("unet", "mamba_unet")
+    graphs = StudentGraphs(networks)
+    first, second = graphs(images(0)), graphs(images(1))
+    kept = {name: output[0].detach().clone() for name, output in first.items()}
+    sum(output[0].float().square().mean() for output in second.values()).backward()
+    for name, output in first.items():
+        torch.testing.assert_close(output[0].detach(), kept[name], rtol=0, atol=0)
+        assert not torch.allclose(second[name][0], kept[name])
+
+
+@pytest.mark.parametrize("name", list_networks("segment"))
+def test_every_network_can_be_recorded(name: str) -> None:
+    network = create_network(name, 1, 3)
+    if len(network.stride if isinstance(network.stride, tuple) else network.example_size) != 2:
+        pytest.skip("3-D")
+    networks = {name: network.cuda().train()}
+    output, _ = StudentGraphs(networks)(images(0, batch=2))[name]  # type: ignore[arg-type]
+    output.float().square().mean().backward()
+    missing = [key for key, p in network.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+    assert not missing
