@@ -1,5 +1,11 @@
-"""Draw docs/images/learning_curves.png from benchmarks/results/semi_acdc_learning.csv."""
+"""Draw docs/images/<study>_learning.png from benchmarks/results/<study>_learning.csv.
 
+    python benchmarks/plot_learning.py [semi_acdc] [weak_acdc]
+
+One panel a predictor, one line a recipe: the newest run of each.
+"""
+
+import argparse
 import csv
 from collections import defaultdict
 from pathlib import Path
@@ -10,28 +16,44 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 ROOT = Path(__file__).resolve().parents[1]
-SHORT = 2700
-"""Steps of a whole run here; where the learning rate decays over more, the label says so."""
+STUDIES = ("semi_acdc", "weak_acdc")
+
+Curves = dict[str, dict[str, list[tuple[int, float]]]]
 
 
-def main() -> None:
-    """Draw one panel a predictor, one line a recipe."""
-    curves: dict[str, dict[str, list[tuple[int, float]]]] = defaultdict(lambda: defaultdict(list))
-    with (ROOT / "benchmarks" / "results" / "semi_acdc_learning.csv").open(newline="") as file:
-        for row in csv.DictReader(file):
-            decay = int(row["schedule_steps"])
-            recipe = row["recipe"] + ("" if decay == SHORT else f", decay over {decay:,} steps")
-            curves[row["predictor"]][recipe].append((int(row["step"]), float(row["dice"])))
+def read(study: str) -> Curves:
+    """Return (step, Dice) by predictor and recipe, of each recipe's newest run."""
+    with (ROOT / "benchmarks" / "results" / f"{study}_learning.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    newest = {row["recipe"]: row["date"] for row in sorted(rows, key=lambda row: row["date"])}
+    curves: Curves = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        if row["date"] == newest[row["recipe"]]:
+            curves[row["predictor"]][row["recipe"]].append((int(row["step"]), float(row["dice"])))
+    return curves
+
+
+def draw(study: str) -> None:
+    """Draw one study."""
+    curves = read(study)
     figure, axes = plt.subplots(1, len(curves), figsize=(11, 4), sharey=True)
     for axis, (predictor, recipes) in zip(axes, curves.items(), strict=True):
         for recipe, points in recipes.items():
-            axis.plot(*zip(*points, strict=True), marker="o", label=recipe)
+            axis.plot(*zip(*points, strict=True), marker="o", markersize=4, label=recipe)
         axis.set(title=predictor, xlabel="training step", ylim=(0, 1))
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("validation foreground Dice")
-    figure.tight_layout(rect=(0, 0.2, 1, 1))
+    figure.tight_layout(rect=(0, 0.16, 1, 1))
     figure.legend(*axes[0].get_legend_handles_labels(), loc="lower center", ncols=3, fontsize="small", frameon=False)
-    figure.savefig(ROOT / "docs" / "images" / "learning_curves.png", dpi=110)
+    figure.savefig(ROOT / "docs" / "images" / f"{study}_learning.png", dpi=110)
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("studies", nargs="*", metavar="STUDY", help="one of " + ", ".join(STUDIES) + "; all by default")
+    for study in parser.parse_args().studies or STUDIES:
+        draw(study)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from mambaseg.networks.weights.report import LoadReport
 
 NO_DECAY_MARK = "_no_weight_decay"
+WIDE_WEIGHTS_MARK = "_weights_stay_float32"
+"""Of a layer with whose weights a network computes before it multiplies by them."""
 
 
 class Network(nn.Module, ABC):
@@ -175,6 +177,11 @@ def crop_to_image(level: Tensor, image: Tensor, padded: Tensor) -> Tensor:
         cell = padded.shape[axis] // level.shape[axis]
         level = level.narrow(axis, 0, -(-image.shape[axis] // cell))
     return level
+
+
+def mark_wide_weights(layer: nn.Module) -> None:
+    """Mark a layer whose weights are computed with in float32, so that nobody casts them before."""
+    setattr(layer, WIDE_WEIGHTS_MARK, True)
 
 
 def mark_no_decay(*parameters: nn.Parameter) -> None:

@@ -6,7 +6,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from mambaseg.networks.base import SegmentationNetwork
+from mambaseg.networks.base import SegmentationNetwork, mark_wide_weights
 from mambaseg.networks.layers.conv_init import init_conv, init_conv_of_any_kind
 from mambaseg.networks.layers.drop_path import drop_path_rates
 from mambaseg.networks.layers.linear_init import init_linear
@@ -57,6 +57,7 @@ class VSSDecoder(nn.Module):
             nn.Conv2d(dim, num_classes, 1) if auxiliary_heads else nn.Identity() for dim in deepest_first
         )
         self.seg_layers.append(nn.Conv2d(dims[0], num_classes, 1))
+        mark_wide_weights(self.seg_layers[-1])
         self.concat_back_dim = nn.ModuleList(nn.Linear(2 * dim, dim) for dim in deepest_first)
 
     def forward(self, pyramid: Sequence[Tensor]) -> list[Tensor]:

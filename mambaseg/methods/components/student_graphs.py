@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from mambaseg.methods.components.half_weights import forward_in_half
 from mambaseg.networks import SegmentationNetwork
 
 WARM_UP_PASSES = 3
@@ -145,7 +146,9 @@ class _Replay(torch.autograd.Function):
 def _run(network: SegmentationNetwork, autocast: torch.dtype | None, image: Tensor) -> tuple[Tensor, ...]:
     """Run a network; autocast keeps no casts of weights, which would be those of the step that was recorded."""
     with torch.autocast("cuda", autocast, enabled=autocast is not None, cache_enabled=False):
-        return network.forward_with_features(image)
+        if autocast is None:
+            return network.forward_with_features(image)
+        return forward_in_half(network, image, autocast)
 
 
 def _gradients(

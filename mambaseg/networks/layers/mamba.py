@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from mambaseg.kernels.accumulation import state_dtype
 from mambaseg.kernels.causal_conv1d import causal_conv1d
 from mambaseg.kernels.selective_scan import selective_scan
-from mambaseg.networks.base import mark_no_decay
+from mambaseg.networks.base import mark_no_decay, mark_wide_weights
 from mambaseg.networks.layers.scan_init import decay_logs, step_bias
 
 
@@ -38,6 +38,8 @@ class Mamba(nn.Module):
         self.x_proj = nn.Linear(d_inner, self.dt_rank + 2 * d_state, bias=False)
         self.dt_proj = nn.Linear(self.dt_rank, d_inner)
         self.out_proj = nn.Linear(d_inner, d_model, bias=False)
+        for layer in (self.conv1d, self.dt_proj):  # their weights go to the scan operators
+            mark_wide_weights(layer)
         nn.init.uniform_(self.dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
         with torch.no_grad():
             self.dt_proj.bias.copy_(step_bias(d_inner))

@@ -6,6 +6,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from mambaseg.networks.base import mark_wide_weights
 from mambaseg.networks.layers.drop_path import drop_path_rates
 from mambaseg.networks.layers.layer_norm import LayerNorm
 from mambaseg.networks.layers.linear_init import init_linear
@@ -66,6 +67,7 @@ class PatchUNet(PatchEncoder):
         self.norm_up = LayerNorm(embed_dim)
         self.up = PatchExpand(embed_dim, PATCH, embed_dim)
         self.output = nn.Conv2d(embed_dim, num_classes, 1, bias=False)
+        mark_wide_weights(self.output)
         if deep_supervision:
             self.auxiliary_outputs = nn.ModuleList(nn.Conv2d(dim, num_classes, 1) for dim in dims[1:-1])
         self.apply(init_linear)

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from mambaseg.networks.base import mark_wide_weights
 from mambaseg.networks.layers.layer_norm import LayerNorm
 
 
@@ -57,6 +58,7 @@ class PatchExpand(nn.Module):
         super().__init__()
         self.scale = scale
         self.expand = nn.Linear(dim, scale * scale * out_dim, bias=False)
+        mark_wide_weights(self.expand)
         self.norm = LayerNorm(out_dim)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -74,7 +76,7 @@ class PatchExpand(nn.Module):
 
         Args:
             x: (B, H, W, dim).
-            head: From out_dim to K channels.
+            head: From out_dim to K channels; see ``mark_wide_weights``.
 
         Returns:
             (B, K, H * scale, W * scale).

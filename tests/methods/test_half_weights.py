@@ -1,0 +1,43 @@
+"""Weights cast together give what autocast gives."""
+
+import pytest
+import torch
+
+from mambaseg.methods.components.half_weights import forward_in_half
+from mambaseg.networks import SegmentationNetwork, create_network, list_networks
+
+SMALL = {"unet": {"channels": [8, 8, 16, 16, 16]}, "mamba_unet": {"embed_dim": 32}, "swin_unet": {"embed_dim": 24}}
+
+
+@pytest.mark.parametrize("name", list_networks("segment"))
+def test_it_is_autocast_bit_for_bit(name: str) -> None:
+    torch.manual_seed(0)
+    network = create_network(name, 1, 4, **SMALL.get(name, {}))
+    assert isinstance(network, SegmentationNetwork)
+    image = torch.randn(2, 1, 32, 32)
+    runs = []
+    for together in (False, True):
+        torch.manual_seed(1)  # dropout
+        network.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+            run = forward_in_half(network, image, torch.bfloat16) if together else network.forward_with_features(image)
+        sum(output.float().square().mean() for output in run).backward()
+        runs.append({"logits": run[0], "decoded": run[1]} | {key: p.grad for key, p in network.named_parameters()})
+    plain, cast = runs
+    for key, expected in plain.items():
+        if expected is None:
+            assert cast[key] is None or not cast[key].any(), key
+            continue
+        assert torch.equal(cast[key], expected), key
+        assert cast[key].dtype == expected.dtype
+
+
+def test_gradients_have_the_layout_of_their_weights() -> None:
+    network = create_network("unet", 1, 4, **SMALL["unet"])
+    assert isinstance(network, SegmentationNetwork)
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        logits, _ = forward_in_half(network, torch.randn(1, 1, 32, 32), torch.bfloat16)
+    logits.float().mean().backward()
+    for key, parameter in network.named_parameters():
+        assert parameter.grad is not None, key
+        assert parameter.grad.stride() == parameter.stride(), key
