@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -54,20 +54,26 @@ class EmaTeacher(nn.Module):
             # Its running statistics stay the average of the students', whatever it predicts.
             layer.momentum = 0.0
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
+        self._updates: int | None = 0
+        self.register_load_state_dict_post_hook(_forget_updates)  # type: ignore[no-untyped-call]
         self.register_buffer("loss", torch.zeros(len(students)))
 
     @torch.no_grad()
     def update(self, students: Mapping[str, nn.Module]) -> None:
         """Move the averages towards the students' present weights and buffers."""
+        if self._updates is None:
+            self._updates = int(self.step)  # waits for the GPU, so once
+        self._updates += 1
         self.step += 1
-        keep = torch.minimum(1 - 1 / (self.step + 1.0), torch.tensor(self.decay, device=self.step.device))
+        keep = min(1 - 1 / (self._updates + 1), self.decay)
         for name, student in students.items():
-            theirs = student.state_dict()
-            for key, mine in self.averages[name].state_dict().items():
+            average = self.averages[name]
+            torch._foreach_lerp_(list(average.parameters()), list(student.parameters()), 1 - keep)
+            for mine, theirs in zip(average.buffers(), student.buffers(), strict=True):
                 if mine.is_floating_point():
-                    mine.lerp_(theirs[key].to(mine.dtype), (1 - keep).to(mine.dtype))
+                    mine.lerp_(theirs, 1 - keep)
                 else:
-                    mine.copy_(theirs[key])
+                    mine.copy_(theirs)
 
     @torch.no_grad()
     def hear(self, supervised: Mapping[str, Tensor]) -> None:
@@ -96,3 +102,8 @@ class EmaTeacher(nn.Module):
 
     def _batch_norms(self) -> list[nn.modules.batchnorm._BatchNorm]:
         return [layer for layer in self.averages.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+
+
+def _forget_updates(teacher: EmaTeacher, _: Any) -> None:
+    """Let the next update read the step that was loaded."""
+    teacher._updates = None
