@@ -12,6 +12,8 @@ from torch.autograd.function import once_differentiable
 from mambaseg.methods.components.half_weights import forward_in_half
 from mambaseg.networks import SegmentationNetwork
 
+MOST_PASSES = 6
+"""Recorded passes of a student: each keeps its activations' memory, so images of many shapes run the plain pass."""
 WARM_UP_PASSES = 3
 """Passes before recording: kernels are compiled, libraries choose algorithms and take their workspaces."""
 
@@ -52,13 +54,16 @@ class StudentGraphs:
         main = torch.cuda.current_stream(image.device)
         outputs = {}
         for name in self.students:
-            stream = self._stream(name, image.device)
             recorded = self._recorded(name, image)
+            if recorded is None:
+                outputs[name] = self.students[name].forward_with_features(image)
+                continue
+            stream = self._stream(name, image.device)
             stream.wait_stream(main)
             with torch.cuda.stream(stream):
                 outputs[name] = recorded(image)
-        for name in self.students:
-            main.wait_stream(self._streams[name])
+        for stream in self._streams.values():
+            main.wait_stream(stream)
         self._calls += 1
         return outputs
 
@@ -67,14 +72,15 @@ class StudentGraphs:
             self._streams[name] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         return self._streams[name]
 
-    def _recorded(self, name: str, image: Tensor) -> "RecordedPass":
+    def _recorded(self, name: str, image: Tensor) -> "RecordedPass | None":
         autocast = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
-        key = (name, self._calls, image.shape, image.dtype, torch.is_grad_enabled(), autocast)
-        if key not in self._passes:
+        # Thawed layers make another pass, which knows their gradients.
+        trainable = sum(p.requires_grad for p in self.students[name].parameters()) if torch.is_grad_enabled() else 0
+        key = (name, self._calls, image.shape, image.dtype, trainable, autocast)
+        if key not in self._passes and sum(name == recorded[0] for recorded in self._passes) < MOST_PASSES:
             network = self.students[name]
-            run = functools.partial(_run, network, autocast)
-            self._passes[key] = RecordedPass(run, network, image)
-        return self._passes[key]
+            self._passes[key] = RecordedPass(functools.partial(_run, network, autocast), network, image)
+        return self._passes.get(key)
 
 
 class RecordedPass:
