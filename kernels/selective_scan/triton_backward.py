@@ -168,10 +168,10 @@ def selective_scan_bwd_kernel(
     first = start + (step_blocks - 1) * STEPS
     path = find_path(group, length, map_height, map_width, order_ptr, ORDER)
     place = find_step(path, first, ORDER)
-    positions = keep_inside(walk(path, place, STEPS, ORDER)[0], first, start, end, STEPS, WIDE)
+    positions = keep_inside(walk(path, place, STEPS, ORDER)[0], first, start, end, path, STEPS, ORDER, WIDE)
     served, alive, us, deltas = read_block(
         u_ptr, u_step, delta_ptr, delta_step, positions, first, start, end, lane, channel, channels,
-        RANK, BLOCK_R, STEPS, CHANNELS, SPLIT,
+        RANK, BLOCK_R, STEPS, ORDER, CHANNELS, SPLIT,
     )  # fmt: skip
     dys = load_served_channels(grad_out_ptr, served, alive, grad_out_step, channel, channels, SERVED, CHANNELS)
     Bs = load_rows(B_ptr, positions, B_step, lane, N, BLOCK_N, STEPS, SPLIT)
@@ -203,10 +203,10 @@ def selective_scan_bwd_kernel(
                 N, BLOCK_N, CHANNELS, SPLIT,
             )  # fmt: skip
         next_positions, place = walk_back(path, place, STEPS, ORDER)
-        next_positions = keep_inside(next_positions, first - STEPS, start, end, STEPS, WIDE)
+        next_positions = keep_inside(next_positions, first - STEPS, start, end, path, STEPS, ORDER, WIDE)
         next_served, next_alive, next_us, next_deltas = read_block(
             u_ptr, u_step, delta_ptr, delta_step, next_positions, first - STEPS, start, end, lane, channel, channels,
-            RANK, BLOCK_R, STEPS, CHANNELS, SPLIT,
+            RANK, BLOCK_R, STEPS, ORDER, CHANNELS, SPLIT,
         )  # fmt: skip
         next_dys = load_served_channels(
             grad_out_ptr, next_served, next_alive, grad_out_step, channel, channels, SERVED, CHANNELS
@@ -307,18 +307,18 @@ def recompute_states(scratch_ptr, h, u_ptr, u_step, delta_ptr, delta_step, B_ptr
     tl.debug_barrier()
     store_scratch(scratch_ptr, 0, h, lane, STATES // PIECES, TILE)
     positions, place = walk(path, find_step(path, chunk_start, ORDER), STEPS, ORDER)
-    positions = keep_inside(positions, chunk_start, start, end, STEPS, WIDE)
+    positions = keep_inside(positions, chunk_start, start, end, path, STEPS, ORDER, WIDE)
     served, alive, us, deltas = read_block(
         u_ptr, u_step, delta_ptr, delta_step, positions, chunk_start, start, end, lane, channel, channels,
-        RANK, BLOCK_R, STEPS, CHANNELS, SPLIT,
+        RANK, BLOCK_R, STEPS, ORDER, CHANNELS, SPLIT,
     )  # fmt: skip
     Bs = load_rows(B_ptr, positions, B_step, lane, N, BLOCK_N, STEPS, SPLIT)
     for first in range(chunk_start, last, STEPS):
         positions, place = walk(path, place, STEPS, ORDER)
-        positions = keep_inside(positions, first + STEPS, start, end, STEPS, WIDE)
+        positions = keep_inside(positions, first + STEPS, start, end, path, STEPS, ORDER, WIDE)
         served, next_alive, next_us, next_deltas = read_block(
             u_ptr, u_step, delta_ptr, delta_step, positions, first + STEPS, start, end, lane, channel, channels,
-            RANK, BLOCK_R, STEPS, CHANNELS, SPLIT,
+            RANK, BLOCK_R, STEPS, ORDER, CHANNELS, SPLIT,
         )  # fmt: skip
         next_Bs = load_rows(B_ptr, positions, B_step, lane, N, BLOCK_N, STEPS, SPLIT)
         dts = step_sizes(deltas, weights, bias, alive, SOFTPLUS, BLOCK_R, SERVED, CHANNELS)[1]

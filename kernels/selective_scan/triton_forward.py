@@ -130,10 +130,10 @@ def selective_scan_fwd_kernel(
     chunks = tl.cdiv(length, CHUNK)
     path = find_path(group, length, map_height, map_width, order_ptr, ORDER)
     positions, place = walk(path, find_step(path, start, ORDER), STEPS, ORDER)
-    positions = keep_inside(positions, start, start, end, STEPS, WIDE)
+    positions = keep_inside(positions, start, start, end, path, STEPS, ORDER, WIDE)
     served, alive, us, deltas = read_block(
         u_ptr, u_step, delta_ptr, delta_step, positions, start, start, end, lane, channel, channels,
-        RANK, BLOCK_R, STEPS, CHANNELS, SPLIT,
+        RANK, BLOCK_R, STEPS, ORDER, CHANNELS, SPLIT,
     )  # fmt: skip
     Bs = load_rows(B_ptr, positions, B_step, lane, N, BLOCK_N, STEPS, SPLIT)
     Cs = load_rows(C_ptr, positions, C_step, lane, N, BLOCK_N, STEPS, SPLIT)
@@ -144,10 +144,10 @@ def selective_scan_fwd_kernel(
                 states_ptr + row * N * channels, h, N, channel, lane, channels, N, BLOCK_N, CHANNELS, SPLIT
             )  # fmt: skip
         next_positions, place = walk(path, place, STEPS, ORDER)
-        next_positions = keep_inside(next_positions, first + STEPS, start, end, STEPS, WIDE)
+        next_positions = keep_inside(next_positions, first + STEPS, start, end, path, STEPS, ORDER, WIDE)
         next_served, next_alive, next_us, next_deltas = read_block(
             u_ptr, u_step, delta_ptr, delta_step, next_positions, first + STEPS, start, end, lane, channel, channels,
-            RANK, BLOCK_R, STEPS, CHANNELS, SPLIT,
+            RANK, BLOCK_R, STEPS, ORDER, CHANNELS, SPLIT,
         )  # fmt: skip
 
         next_Bs = load_rows(B_ptr, next_positions, B_step, lane, N, BLOCK_N, STEPS, SPLIT)
@@ -267,19 +267,19 @@ def segment_ends_kernel(
     # The block to walk next is read one ahead: STEPS further on, or back when ADJOINT.
     first = start + (step_blocks - 1) * STEPS if ADJOINT else start
     positions, place = walk_back(path, place, STEPS, ORDER) if ADJOINT else walk(path, place, STEPS, ORDER)
-    positions = keep_inside(positions, first, start, end, STEPS, WIDE)
+    positions = keep_inside(positions, first, start, end, path, STEPS, ORDER, WIDE)
     served, alive, xs, deltas = read_block(
         x_ptr, x_step, delta_ptr, delta_step, positions, first, start, end, lane, channel, channels,
-        RANK, BLOCK_R, STEPS, CHANNELS, SPLIT,
+        RANK, BLOCK_R, STEPS, ORDER, CHANNELS, SPLIT,
     )  # fmt: skip
     rows = load_rows(matrix_ptr, positions, matrix_step, lane, N, BLOCK_N, STEPS, SPLIT)
     for step_block in range(step_blocks):
         first += -STEPS if ADJOINT else STEPS
         positions, place = walk_back(path, place, STEPS, ORDER) if ADJOINT else walk(path, place, STEPS, ORDER)
-        positions = keep_inside(positions, first, start, end, STEPS, WIDE)
+        positions = keep_inside(positions, first, start, end, path, STEPS, ORDER, WIDE)
         served, next_alive, next_xs, next_deltas = read_block(
             x_ptr, x_step, delta_ptr, delta_step, positions, first, start, end, lane, channel, channels,
-            RANK, BLOCK_R, STEPS, CHANNELS, SPLIT,
+            RANK, BLOCK_R, STEPS, ORDER, CHANNELS, SPLIT,
         )  # fmt: skip
         next_rows = load_rows(matrix_ptr, positions, matrix_step, lane, N, BLOCK_N, STEPS, SPLIT)
         dts = step_sizes(deltas, weights, bias, alive, SOFTPLUS, BLOCK_R, SERVED, CHANNELS)[1]

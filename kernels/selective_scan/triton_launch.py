@@ -171,13 +171,23 @@ class _Scan:
             "SPLIT": self.plan.split,
             "CHANNELS": self.plan.channels,
             "STEPS": self.plan.steps,
-            "ORDER": 2 if self.inputs.order is not None else int(self.inputs.map_height > 0),
+            "ORDER": self.order(),
             "HAS_BIAS": self.inputs.delta_bias is not None,
             "SOFTPLUS": self.inputs.delta_softplus,
             "WIDE": self.wide,
             "num_warps": 1,
             "maxnreg": self.plan.registers,
         }
+
+    def order(self) -> int:
+        """Return how the kernels find positions, see ``find_path``."""
+        if self.inputs.order is not None:
+            return 2
+        height = self.inputs.map_height
+        if not height:
+            return 0
+        whole_blocks = height % self.plan.steps == 0 and self.length // height % self.plan.steps == 0
+        return 3 if whole_blocks else 1
 
     def segment_ends(self, x: Tensor, matrix: Tensor, adjoint: bool) -> tuple[Tensor, Tensor]:
         """Run the pass over segments that start from nothing; two unused tensors when there is one segment."""

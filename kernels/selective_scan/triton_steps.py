@@ -29,9 +29,10 @@ def find_path(group, length, map_height, map_width, order_ptr, ORDER: tl.constex
     """Describe the order in which a group reads positions, for ``find_step`` and the walks.
 
     ``ORDER`` 0: step t reads position t. 1: groups 0 to 3 read a map by rows, by columns, and both reversed; along a
-    line positions advance by a constant, and from line to line by another. 2: a table (G, L) says it.
+    line positions advance by a constant, and from line to line by another. 2: a table (G, L) says it. 3: as 1, with
+    lines of whole blocks of steps, so that a block never turns, and none is cut short.
     """
-    if ORDER == 1:
+    if ORDER % 2 == 1:
         sign = tl.where(group >= 2, -1, 1)
         by_column = group % 2 == 1
         line = tl.where(by_column, map_height, length)
@@ -49,7 +50,7 @@ def find_path(group, length, map_height, map_width, order_ptr, ORDER: tl.constex
 @triton.jit
 def find_step(path, step, ORDER: tl.constexpr):
     """Return the place of a step: its position, and its index within its line; without a map, the step and nothing."""
-    if ORDER == 1:
+    if ORDER % 2 == 1:
         length, sign, by_column, line, stride, to_next_line, line_start, map_width = path
         pixel = tl.where(sign < 0, length - 1 - step, step)
         within = pixel % line
@@ -64,16 +65,23 @@ def walk(path, place, STEPS: tl.constexpr, ORDER: tl.constexpr):
     """Return the positions of ``STEPS`` steps from a place on, and the place after them."""
     position, within = place
     positions = ()
-    for i in tl.static_range(STEPS):
-        if ORDER == 1:
-            length, sign, by_column, line, stride, to_next_line, line_start, map_width = path
-            positions = positions + (position,)
-            at_end = within == line - 1 - line_start
-            position += tl.where(at_end, to_next_line, stride)
-            within = tl.where(at_end, line_start, within + sign)
-        else:
-            positions = positions + (look_up(path, position, ORDER),)
-            position += 1
+    if ORDER == 3:
+        length, sign, by_column, line, stride, to_next_line, line_start, map_width = path
+        positions = straight(position, stride, STEPS)
+        at_end = within + sign * (STEPS - 1) == line - 1 - line_start
+        position += (STEPS - 1) * stride + tl.where(at_end, to_next_line, stride)
+        within = tl.where(at_end, line_start, within + sign * STEPS)
+    else:
+        for i in tl.static_range(STEPS):
+            if ORDER == 1:
+                length, sign, by_column, line, stride, to_next_line, line_start, map_width = path
+                positions = positions + (position,)
+                at_end = within == line - 1 - line_start
+                position += tl.where(at_end, to_next_line, stride)
+                within = tl.where(at_end, line_start, within + sign)
+            else:
+                positions = positions + (look_up(path, position, ORDER),)
+                position += 1
     return positions, (position, within)
 
 
@@ -82,17 +90,33 @@ def walk_back(path, place, STEPS: tl.constexpr, ORDER: tl.constexpr):
     """Return the positions of the ``STEPS`` steps before a place, in scan order, and the place of the first."""
     position, within = place
     positions = ()
-    for i in tl.static_range(STEPS):
-        if ORDER == 1:
-            length, sign, by_column, line, stride, to_next_line, line_start, map_width = path
-            at_start = within == line_start
-            position -= tl.where(at_start, to_next_line, stride)
-            within = tl.where(at_start, line - 1 - line_start, within - sign)
-            positions = (position,) + positions
-        else:
-            position -= 1
-            positions = (look_up(path, position, ORDER),) + positions
+    if ORDER == 3:
+        length, sign, by_column, line, stride, to_next_line, line_start, map_width = path
+        at_start = within == line_start
+        position -= tl.where(at_start, to_next_line, stride) + (STEPS - 1) * stride
+        within = tl.where(at_start, line - 1 - line_start - sign * (STEPS - 1), within - sign * STEPS)
+        positions = straight(position, stride, STEPS)
+    else:
+        for i in tl.static_range(STEPS):
+            if ORDER == 1:
+                length, sign, by_column, line, stride, to_next_line, line_start, map_width = path
+                at_start = within == line_start
+                position -= tl.where(at_start, to_next_line, stride)
+                within = tl.where(at_start, line - 1 - line_start, within - sign)
+                positions = (position,) + positions
+            else:
+                position -= 1
+                positions = (look_up(path, position, ORDER),) + positions
     return positions, (position, within)
+
+
+@triton.jit
+def straight(position, stride, STEPS: tl.constexpr):
+    """Return the positions of ``STEPS`` steps along a line."""
+    positions = ()
+    for i in tl.static_range(STEPS):
+        positions = positions + (position + i * stride,)
+    return positions
 
 
 @triton.jit
@@ -102,23 +126,29 @@ def look_up(path, step, ORDER: tl.constexpr):
 
 
 @triton.jit
-def keep_inside(positions, first, start, end, STEPS: tl.constexpr, WIDE: tl.constexpr):
-    """Send steps outside [start, end) to position 0, which is safe to read; ``WIDE`` asks for 64 bits."""
+def keep_inside(positions, first, start, end, path, STEPS: tl.constexpr, ORDER: tl.constexpr, WIDE: tl.constexpr):
+    """Send steps outside [start, end) to a position that is safe to read; ``WIDE`` asks for 64 bits."""
+    if ORDER == 3:
+        length, sign, by_column, line, stride, to_next_line, line_start, map_width = path
+        anywhere = tl.where(sign < 0, length - 1, 0)
+        positions = straight(tl.where((first >= start) & (first < end), positions[0], anywhere), stride, STEPS)
     safe = ()
     for i in tl.static_range(STEPS):
-        position = tl.where((first + i >= start) & (first + i < end), positions[i], 0)
+        position = positions[i]
+        if ORDER != 3:
+            position = tl.where((first + i >= start) & (first + i < end), position, 0)
         safe = safe + (position.to(tl.int64) if WIDE else position,)
     return safe
 
 
 @triton.jit
-def served_alive(first, start, end, lane, STEPS: tl.constexpr, SPLIT: tl.constexpr):
-    """Tell for each step a lane serves whether it lies in [start, end)."""
+def served_alive(first, start, end, lane, STEPS: tl.constexpr, ORDER: tl.constexpr, SPLIT: tl.constexpr):
+    """Tell for each step a lane serves whether it lies in [start, end); of whole blocks, those that are used do."""
     SERVED: tl.constexpr = STEPS // (STEPS if STEPS < SPLIT else SPLIT)
     step = first + step_group(lane, STEPS, SPLIT) * SERVED
     alive = ()
     for q in tl.static_range(SERVED):
-        alive = alive + ((step + q >= start) & (step + q < end),)
+        alive = alive + (lane >= 0 if ORDER == 3 else (step + q >= start) & (step + q < end),)
     return alive
 
 
@@ -146,12 +176,12 @@ def load_deltas(pointer, positions, alive, stride, channel, channels, RANK: tl.c
 
 @triton.jit
 def read_block(u_ptr, u_step, delta_ptr, delta_step, positions, first, start, end, lane, channel, channels,
-               RANK: tl.constexpr, BLOCK_R: tl.constexpr, STEPS: tl.constexpr, CHANNELS: tl.constexpr,
-               SPLIT: tl.constexpr):  # fmt: skip
+               RANK: tl.constexpr, BLOCK_R: tl.constexpr, STEPS: tl.constexpr, ORDER: tl.constexpr,
+               CHANNELS: tl.constexpr, SPLIT: tl.constexpr):  # fmt: skip
     """Return the positions of the steps a lane serves, whether they lie in [start, end), and u and deltas as loaded."""
     SERVED: tl.constexpr = STEPS // (STEPS if STEPS < SPLIT else SPLIT)
     served = for_served_steps(positions, lane, STEPS, SPLIT)
-    alive = served_alive(first, start, end, lane, STEPS, SPLIT)
+    alive = served_alive(first, start, end, lane, STEPS, ORDER, SPLIT)
     us = load_served_channels(u_ptr, served, alive, u_step, channel, channels, SERVED, CHANNELS)
     deltas = load_deltas(
         delta_ptr, served, alive, delta_step, channel, channels, RANK, BLOCK_R, SERVED, CHANNELS

@@ -106,13 +106,23 @@ def test_plans(plan, chunk, d_state, monkeypatch):
     _compare(scan_inputs(1, 5, 19 if d_state < 32 else 3, d_state, 1, dtype=torch.float32), 1e-5, 1e-4)
 
 
-@pytest.mark.parametrize("plan", [None, Plan(2, 2, 4, 1), Plan(4, 1, 2, 2)])
-def test_ss2d(plan, monkeypatch):
-    """The step size comes from coefficients inside the kernels."""
+@pytest.mark.parametrize(
+    ("plan", "size"),
+    [
+        (None, (3, 5)),
+        (Plan(2, 2, 4, 1), (3, 5)),
+        (Plan(4, 1, 2, 2), (3, 5)),
+        (Plan(2, 2, 2, 1), (4, 6)),
+        (Plan(2, 1, 4, 3), (8, 4)),
+        (Plan(4, 2, 2, 2), (2, 10)),
+    ],
+)
+def test_ss2d(plan, size, monkeypatch):
+    """The step size comes from coefficients inside the kernels; lines of the last three maps are whole blocks."""
     if plan is not None:
         monkeypatch.setattr(triton_launch, "choose_plan", lambda *_, **__: plan)
         monkeypatch.setattr(op, "CPU_CHUNK", 8)
-    inputs = map_inputs(1, 5, 3, 5, 4, rank=3, dtype=torch.float32)
+    inputs = map_inputs(1, 5, *size, 4, rank=3, dtype=torch.float32)
     truth_inputs = in_float64(inputs)
     out, truth = ss2d(**inputs), ss2d_reference(**truth_inputs)
     assert_close("y", out, truth, 1e-5)
