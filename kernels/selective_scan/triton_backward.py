@@ -352,25 +352,34 @@ def step_back(carry, grad_A, before, after, decays, dt, x, dy, B, C, A2, PIECES:
     B_shares = zeros(PIECES, carry[0].shape[0])
     C_shares = zeros(PIECES, carry[0].shape[0])
     for c in tl.static_range(CHANNELS):
-        x_products = tl.zeros(carry[0].shape, tl.float32)
-        dt_products = tl.zeros(carry[0].shape, tl.float32)
+        x_products = ()
+        dt_products = ()
         B_sums = ()
         C_sums = ()
         for p in tl.static_range(PIECES):
             grad_h = carry[c * PIECES + p] + dy[c] * C[p]
             passed_on = grad_h * decays[c * PIECES + p]
             grad_exponent = passed_on * before[c * PIECES + p]
-            x_products += grad_h * B[p]
-            dt_products += grad_exponent * A2[c * PIECES + p]
+            x_products = x_products + (grad_h * B[p],)
+            dt_products = dt_products + (grad_exponent * A2[c * PIECES + p],)
             passed = passed + (passed_on,)
             grown = grown + (grad_A[c * PIECES + p] + grad_exponent * dt[c],)
             B_sums = B_sums + (B_shares[p] + grad_h * x[c],)
             C_sums = C_sums + (C_shares[p] + after[c * PIECES + p] * dy[c],)
         B_shares = B_sums
         C_shares = C_sums
-        grad_xs = grad_xs + (tl.sum(x_products, 0, keep_dims=True),)
-        grad_dts = grad_dts + (tl.sum(dt_products, 0, keep_dims=True),)
+        grad_xs = grad_xs + (sum_of_rows(x_products, PIECES),)
+        grad_dts = grad_dts + (sum_of_rows(dt_products, PIECES),)
     return passed, grown, grad_xs, grad_dts, B_shares + C_shares
+
+
+@triton.jit
+def sum_of_rows(pieces, PIECES: tl.constexpr):
+    """Return the sum (1, 32) of pieces (W, 32); not from zeros, which would keep products and sums from fusing."""
+    total = pieces[0]
+    for p in tl.static_range(1, PIECES):
+        total += pieces[p]
+    return tl.sum(total, 0, keep_dims=True)
 
 
 @triton.jit
