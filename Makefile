@@ -15,7 +15,7 @@ export NO_ALBUMENTATIONS_UPDATE := 1
 export TRITON_CACHE_DIR ?= $(CURDIR)/.cache/triton
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train eval predict data report bench test test-gpu lint types format clean
+.PHONY: help setup train eval predict data report dashboard bench test test-gpu lint types format clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,8 +48,11 @@ data: $(STAMP) ## import a dataset: DATASET=acdc SOURCE=folder
 report: $(STAMP) ## HTML report: RUN="folder [folder ...]"
 	@$(PY) -m mambaseg report $(or $(RUN),$(EXP)) $(ARGS)
 
-bench: $(STAMP) ## speed and memory of this machine, as CSV in benchmarks/results/
-	@$(PY) benchmarks/run.py $(ARGS)
+dashboard: $(STAMP) ## watch training: RUN="folder [folder ...]"
+	@$(PY) -m mambaseg dashboard --run $(or $(RUN),$(EXP)) $(ARGS)
+
+bench: $(STAMP) ## speed and memory of this machine, as CSV in benchmarks/; EXP=...: of its training step alone
+	@$(PY) $(if $(filter file,$(origin EXP)),benchmarks/run.py,-m mambaseg bench step --config $(EXP)) $(ARGS)
 
 test: $(STAMP) ## the test suite
 	@$(PY) -m pytest $(ARGS)

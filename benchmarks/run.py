@@ -9,15 +9,12 @@ import torch
 HERE = Path(__file__).parent
 ON_GPU = [
     ("step.py", "semi_acdc_released"),
-    ("kernels/selective_scan.py", "--output", str(HERE / "kernels" / "selective_scan.csv")),
-    ("kernels/ss2d.py", "--output", str(HERE / "kernels" / "ss2d.csv")),
-    ("kernels/blocks.py", "--output", str(HERE / "kernels" / "blocks.csv")),
+    ("kernels/bench.py",),
     ("networks/bench.py",),
     ("metrics/surface.py",),
 ]
 ON_CPU = [
-    ("kernels/selective_scan.py", "--shapes", "demo", "--dtypes", "fp32"),
-    ("kernels/ss2d.py", "--shapes", "demo", "--dtypes", "fp32"),
+    ("kernels/bench.py",),
     ("metrics/surface.py",),
 ]
 

@@ -17,11 +17,13 @@ COMMANDS = {
     "prepare": "import a dataset into memory-mapped arrays with a manifest",
     "weights": "list, fetch and check published weights for the networks",
     "report": "make a self-contained HTML report of one or more runs",
+    "dashboard": "watch runs while they train, in the terminal or as a W&B workspace",
+    "bench": "measure an experiment's training step: speed, memory, MFU, and what loading data costs",
     "list": "show the networks, methods, datasets, transforms, splits and experiments that exist",
     "doctor": "check this machine and the scan kernels on it, or with --data a data set for defects",
 }
 
-READ_CLASSES = {"fit", "validate", "test", "predict"}
+READ_CLASSES = {"fit", "validate", "test", "predict", "bench"}
 """Commands whose configuration names classes."""
 ALLOW_CODE_HELP = "let the configuration name classes of this package too; by default mambaseg, lightning, torch.optim"
 

@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import re
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -15,7 +14,8 @@ from jsonargparse import ArgumentError
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from mambaseg.allowed_code import ALLOWED, restrict_class_paths
+from mambaseg.allowed_code import restrict_class_paths
+from mambaseg.config_errors import explain
 from mambaseg.datamodules.base import SegmentationDataModule
 from mambaseg.errors import InputError
 from mambaseg.experiment import Config, dump_config, parse_yaml
@@ -25,8 +25,6 @@ from mambaseg.runs import LAST, PREVIOUS
 from mambaseg.sharding import offer_sharding
 from mambaseg.tracking import TrackingConfig, tracking_callbacks, tracking_loggers
 
-DENIED_HINT = "import_path_allowlist"
-"""What jsonargparse advises where an import is refused; here the command line has an option for it."""
 RESOLVED = "config.yaml"
 """Name of the fully resolved configuration in a run's folder."""
 
@@ -107,7 +105,7 @@ def build(config: Config, origin: Path, run_dir: Path, arguments: Sequence[str] 
             dump_config(config, merged)
             cli = TrainingCLI(run_dir, track, args=["--config", str(merged), *arguments])
     except (ArgumentError, argparse.ArgumentTypeError, MisconfigurationException) as error:
-        raise InputError(explain(str(error), origin)) from error
+        raise InputError(explain(str(error), origin, config)) from error
     except ValueError as error:
         # jsonargparse reports what a constructor refused as a failed match of types, with the refusal as its cause.
         refusal = error if isinstance(error, InputError) else error.__cause__
@@ -150,17 +148,3 @@ def resolve_trainer(trainer: Config) -> Config:
         accumulated = trainer.get("accumulate_grad_batches", 1)
         resolved["val_check_interval"] = min(interval, steps * accumulated)
     return resolved
-
-
-def explain(message: str, path: Path) -> str:
-    """Shorten jsonargparse's message to its cause and point to the file."""
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    if DENIED_HINT in message:
-        return (
-            f"{path}: "
-            + str(re.findall(r"Importing '.*?' is not allowed", message)[0])
-            + ": a configuration may name classes of "
-            f"{', '.join(ALLOWED)} only. If you trust this one, add --allow-code PREFIX, a package's name."
-        )
-    causes = [line for line in lines if not line.startswith(("usage:", "error:"))]
-    return f"{path}: " + " ".join(dict.fromkeys(causes))

@@ -9,10 +9,11 @@ import torch
 from jsonargparse import ArgumentError, ArgumentParser
 
 from mambaseg.allowed_code import restrict_class_paths
+from mambaseg.config_errors import explain
 from mambaseg.errors import InputError
 from mambaseg.experiment import read_mapping, without_weights
 from mambaseg.io.checkpoint_file import damage
-from mambaseg.lightning_cli import RESOLVED, explain
+from mambaseg.lightning_cli import RESOLVED
 from mambaseg.methods import CoTrainingModule
 from mambaseg.methods.cotraining import TASK
 
@@ -44,7 +45,7 @@ def load_trained(run: Path, checkpoint: Path) -> CoTrainingModule:
     try:
         built = parser.instantiate_classes(parser.parse_object({"model": section}))
     except (ArgumentError, argparse.ArgumentTypeError) as error:
-        raise InputError(explain(str(error), run / RESOLVED)) from error
+        raise InputError(explain(str(error), run / RESOLVED, {"model": section})) from error
     model = cast(CoTrainingModule, built.model)
     try:
         model.load_state_dict(saved["state_dict"])

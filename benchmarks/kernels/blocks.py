@@ -1,232 +1,167 @@
-"""Time the operators around the scan against their plain torch compositions, at the shapes of Mamba-UNet.
+"""Cases of the operators around the scan, beside their plain torch compositions, at the sizes of Mamba-UNet."""
 
-Run on a GPU: ``python benchmarks/kernels/blocks.py --output benchmarks/kernels/blocks.csv``; rows are appended. The
-provider ``torch`` is the plain composition, ``compiled`` (on request) the same through Inductor. Every shape is checked
-against the reference in float64 before it is timed. ``layer_norm`` times torch's LayerNorm alone, beside the bytes it
-has to move: it says whether a LayerNorm of our own could pay. On a CPU, ``--shapes demo`` times the torch paths.
-"""
-
-import argparse
-import itertools
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
 
 import torch
-from selective_scan import DTYPES, Report, copy_mode, measure
+from case import DTYPES, OURS, Case, Draw, Operator, Provider
 from torch import Tensor
 from torch.nn import functional as F
 
-from mambaseg.kernels import backend, causal_conv1d, causal_conv1d_update, merge_norm_gate, selective_state_update
+from mambaseg.kernels import causal_conv1d, causal_conv1d_update, merge_norm_gate, selective_state_update
 from mambaseg.kernels.causal_conv1d import causal_conv1d_reference, causal_conv1d_update_reference
-from mambaseg.kernels.norm_gate import merge_norm_gate_reference
+from mambaseg.kernels.norm_gate import layer_norm, layer_norm_reference, merge_norm_gate_reference
 from mambaseg.kernels.selective_state_update import selective_state_update_reference
 
-# batch, steps, channels of one direction
-SHAPES = {
-    "unet": [(24, 3136, 192), (24, 784, 384), (24, 196, 768), (24, 49, 1536)],
-    "train": [(16, 3136, 192), (16, 784, 384), (16, 196, 768), (16, 49, 1536)],
-    "long": [(4, 16384, 192), (1, 65536, 384)],
-    "demo": [(2, 784, 192), (1, 49, 768)],
+# (batch, steps, channels of one direction)
+SIZES = {
+    "full": [(24, 3136, 192), (24, 784, 384), (24, 196, 768), (24, 49, 1536), (4, 16384, 192)],
+    "demo": [(2, 49, 32)],
 }
-TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 1e-2}
-DIRECTIONS = 4
+SMALL = (2, 37)
+TORCH = "torch"
+TAPS = 4
 D_STATE = 16
 
 
-@dataclass(frozen=True)
-class Case:
-    """One operator at one shape.
-
-    Attributes:
-        kernel: Name of the row.
-        ours: The operator, or None for a row of torch alone.
-        plain: The plain torch composition.
-        reference: The definition.
-        inputs: Arguments of all three.
-        moved: Elements that a forward pass reads and writes at least once.
-        trains: Whether there is a backward pass.
-    """
-
-    kernel: str
-    ours: Callable[..., Tensor] | None
-    plain: Callable[..., Tensor]
-    reference: Callable[..., Tensor]
-    inputs: list[Tensor]
-    moved: int
-    trains: bool = True
+def cases(size: str, dtypes: list[str]) -> Iterator[Case]:
+    """Yield the cases; ``size`` names a list of sizes."""
+    for dtype in dtypes:
+        for sizes in SIZES[size]:
+            for layout in ("channels last", "time last"):
+                yield convolution(layout, sizes, dtype)
+            for directions in (4, 1):
+                yield norm_gate(directions, sizes, dtype)
+            yield merge_norm(sizes, dtype)
+            yield norm(sizes, dtype)
+        for batch, channels in dict.fromkeys((batch, channels) for batch, _, channels in SIZES[size]):
+            yield decoding_step("causal_conv1d_update", batch, channels, dtype)
+            yield decoding_step("selective_state_update", batch, channels, dtype)
 
 
-def plain_convolution(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Pad on both sides, convolve each channel, cut, activate: what Mamba does without its kernel."""
-    width = weight.shape[-1]
-    padded = F.conv1d(x, weight.unsqueeze(1).to(x.dtype), bias.to(x.dtype), padding=width - 1, groups=x.shape[1])
-    return F.silu(padded[..., : x.shape[-1]])
+def convolution(layout: str, sizes: tuple[int, int, int], dtype: str) -> Case:
+    """Return the convolution before a scan; its input is a half of a wider projection, or has time innermost."""
+
+    def draw(sizes: tuple[int, ...], kind: torch.dtype, device: str) -> list[Tensor]:
+        batch, steps, channels = sizes
+        if layout == "channels last":
+            x = torch.randn(batch, steps, 2 * channels, device=device).to(kind)[..., :channels].transpose(1, 2)
+        else:
+            x = torch.randn(batch, channels, steps, device=device).to(kind)
+        return [x, torch.randn(channels, TAPS, device=device), torch.randn(channels, device=device)]
+
+    def plain(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """Pad on both sides, convolve each channel, cut, activate: what Mamba does without its kernel."""
+        taps = weight.unsqueeze(1).to(x.dtype)
+        padded = F.conv1d(x, taps, bias.to(x.dtype), padding=TAPS - 1, groups=x.shape[1])
+        return F.silu(padded[..., : x.shape[-1]])
+
+    def ours(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return causal_conv1d(x, weight, bias, activation="silu")
+
+    def reference(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        out = causal_conv1d_reference(x, weight, bias, activation="silu")
+        assert isinstance(out, Tensor)  # a tuple when asked for final states
+        return out
+
+    return _around_a_scan(f"causal_conv1d {layout}", sizes, dtype, draw, ours, plain, reference)
 
 
-def plain_norm_gate(y: Tensor, z: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Sum, normalise in float32, cast, gate: what SS2D does."""
-    normalised = F.layer_norm(y.sum(2).float(), weight.shape, weight, bias)
-    return normalised.to(z.dtype) * F.silu(z)
+def norm_gate(directions: int, sizes: tuple[int, int, int], dtype: str) -> Case:
+    """Return what follows a scan in so many directions; the gate is a half of a wider projection."""
+
+    def draw(sizes: tuple[int, ...], kind: torch.dtype, device: str) -> list[Tensor]:
+        batch, steps, channels = sizes
+        gate = torch.randn(batch, steps, 2 * channels, device=device).to(kind)[..., channels:]
+        return [_scans(sizes, directions, kind, device), gate, *_scale_and_shift(channels, device)]
+
+    def plain(y: Tensor, z: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        normalised = F.layer_norm(y.sum(2).float(), weight.shape, weight, bias)
+        return normalised.to(z.dtype) * F.silu(z)
+
+    name = f"norm_gate {directions}"
+    return _around_a_scan(name, sizes, dtype, draw, merge_norm_gate, plain, merge_norm_gate_reference)
 
 
-def plain_layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Normalise in the input's type."""
-    return F.layer_norm(x, weight.shape, weight.to(x.dtype), bias.to(x.dtype))
+def merge_norm(sizes: tuple[int, int, int], dtype: str) -> Case:
+    """Return the same in four directions without a gate, as in VMamba's later blocks."""
+
+    def draw(sizes: tuple[int, ...], kind: torch.dtype, device: str) -> list[Tensor]:
+        return [_scans(sizes, 4, kind, device), *_scale_and_shift(sizes[2], device)]
+
+    def plain(y: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return F.layer_norm(y.sum(2).float(), weight.shape, weight, bias).to(y.dtype)
+
+    def ours(y: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return merge_norm_gate(y, None, weight, bias)
+
+    def reference(y: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return merge_norm_gate_reference(y, None, weight, bias)
+
+    return _around_a_scan("merge_norm 4", sizes, dtype, draw, ours, plain, reference)
 
 
-def cases(batch: int, steps: int, channels: int, dtype: torch.dtype, device: str) -> Iterator[Case]:
-    """Yield the operators at one shape; halves of wider tensors are read in place, as behind ``in_proj``."""
+def norm(sizes: tuple[int, int, int], dtype: str) -> Case:
+    """Return the LayerNorm before a block: it reads the float32 residual stream and feeds a product of ``dtype``."""
+    wanted = DTYPES[dtype]
 
-    def draw(*shape: int, kind: torch.dtype = dtype) -> Tensor:
-        return torch.randn(*shape, device=device).to(kind).requires_grad_()
+    def draw(sizes: tuple[int, ...], kind: torch.dtype, device: str) -> list[Tensor]:
+        return [torch.randn(*sizes, device=device), *_scale_and_shift(sizes[2], device)]
 
-    float32 = torch.float32
-    elements = batch * steps * channels
-    for layout, x in (
-        ("channels last", draw(batch, steps, 2 * channels).detach()[..., :channels].transpose(1, 2)),
-        ("time last", draw(batch, channels, steps).detach()),
-    ):
-        inputs = [x.requires_grad_(), draw(channels, 4, kind=float32), draw(channels, kind=float32)]
-        yield Case(
-            f"causal_conv1d {layout}",
-            lambda *given: causal_conv1d(*given, activation="silu"),
-            plain_convolution,
-            lambda *given: causal_conv1d_reference(*given, activation="silu"),
-            inputs,
-            2 * elements,
-        )
-    scale, shift = draw(channels, kind=float32), draw(channels, kind=float32)
-    z = draw(batch, steps, 2 * channels).detach()[..., channels:].requires_grad_()
-    for directions in (DIRECTIONS, 1):
-        inputs = [draw(batch, steps, directions, channels), z, scale, shift]
-        moved = (directions + 2) * elements
-        yield Case(
-            f"norm_gate {directions}", merge_norm_gate, plain_norm_gate, merge_norm_gate_reference, inputs, moved
-        )
-    inputs = [draw(batch, steps, channels), scale, shift]
-    yield Case("layer_norm", None, plain_layer_norm, plain_layer_norm, inputs, 2 * elements)
+    def plain(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """Normalise in float32 and cast, as under autocast."""
+        return F.layer_norm(x, weight.shape, weight, bias).to(wanted)
+
+    def ours(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return layer_norm(x, weight, bias, dtype=wanted)
+
+    return _around_a_scan("layer_norm float32", sizes, dtype, draw, ours, plain, layer_norm_reference)
 
 
-def step_cases(batch: int, channels: int, dtype: torch.dtype, device: str) -> Iterator[Case]:
-    """Yield the decoding steps at one width."""
+def decoding_step(kernel: str, batch: int, channels: int, dtype: str) -> Case:
+    """Return one step of generation, which overwrites its first or second argument."""
 
-    def draw(*shape: int, kind: torch.dtype = dtype) -> Tensor:
-        return torch.randn(*shape, device=device).to(kind)
+    def draw_convolution(sizes: tuple[int, ...], kind: torch.dtype, device: str) -> list[Tensor]:
+        state = torch.randn(*sizes, TAPS, device=device).to(kind)
+        taps, bias = torch.randn(sizes[1], TAPS, device=device), torch.randn(sizes[1], device=device)
+        return [torch.randn(*sizes, device=device).to(kind), state, taps, bias]
 
-    float32 = torch.float32
-    weights = [draw(channels, 4, kind=float32), draw(channels, kind=float32)]
-    inputs = [draw(batch, channels), draw(batch, channels, 4), *weights]
-    yield Case(
-        "causal_conv1d_update",
-        causal_conv1d_update,
-        causal_conv1d_update_reference,
-        causal_conv1d_update_reference,
-        inputs,
-        batch * channels * 10,
-        trains=False,
-    )
-    rates = -torch.rand(channels, D_STATE, device=device)
-    inputs = [draw(batch, channels, D_STATE, kind=float32), draw(batch, channels), draw(batch, channels), rates]
-    inputs += [draw(batch, D_STATE), draw(batch, D_STATE), draw(channels, kind=float32), draw(batch, channels)]
-    yield Case(
-        "selective_state_update",
-        selective_state_update,
-        selective_state_update_reference,
-        selective_state_update_reference,
-        inputs,
-        batch * channels * (2 * D_STATE + 4),
-        trains=False,
-    )
+    def draw_scan(sizes: tuple[int, ...], kind: torch.dtype, device: str) -> list[Tensor]:
+        batch, channels = sizes
+        by_channel = [torch.randn(batch, channels, device=device).to(kind) for _ in range(3)]
+        rows = [torch.randn(batch, D_STATE, device=device).to(kind) for _ in range(2)]
+        state = torch.randn(batch, channels, D_STATE, device=device)
+        rates = -torch.rand(channels, D_STATE, device=device)
+        return [state, *by_channel[:2], rates, *rows, torch.randn(channels, device=device), by_channel[2]]
+
+    draw: Draw
+    ours: Operator
+    reference: Operator
+    if kernel == "causal_conv1d_update":
+        draw, ours, reference = draw_convolution, causal_conv1d_update, causal_conv1d_update_reference
+    else:
+        draw, ours, reference = draw_scan, selective_state_update, selective_state_update_reference
+    providers = {TORCH: Provider(reference), OURS: Provider(ours, f"{kernel} {dtype} {channels}")}
+    shape, sizes, small = f"({batch}, 1, {channels})", (batch, channels), (3, channels)
+    return Case(kernel, shape, dtype, sizes, small, draw, providers, reference, passes=("forward",))
 
 
-def relative_rms(actual: Tensor, expected: Tensor) -> float:
-    """Return the RMS of the error over the RMS of what is expected."""
-    return float((actual.double() - expected.double()).norm() / expected.double().norm().clamp_min(1e-30))
+def _around_a_scan(
+    kernel: str,
+    sizes: tuple[int, int, int],
+    dtype: str,
+    draw: Draw,
+    ours: Operator,
+    plain: Operator,
+    reference: Operator,
+) -> Case:
+    providers = {TORCH: Provider(plain), OURS: Provider(ours, f"{kernel} {dtype} {sizes[2]}")}
+    return Case(kernel, str(sizes), dtype, sizes, (*SMALL, sizes[2]), draw, providers, reference)
 
 
-def check(case: Case, dtype: str) -> None:
-    """Compare outputs and gradients with the reference in float64; a wrong operator ends the benchmark."""
-    if case.ours is None:
-        return
-    results = []
-    for operator, kind in ((case.ours, None), (case.reference, torch.float64)):
-        inputs = [value.detach().to(kind or value.dtype, copy=True) for value in case.inputs]
-        leaves = [value.requires_grad_(case.trains) for value in inputs]
-        out = operator(*leaves)
-        grads = torch.autograd.grad(out.float().square().sum(), leaves) if case.trains else (leaves[0],)
-        results.append([out.detach(), *grads])
-    worst = max(relative_rms(*pair) for pair in zip(*results, strict=True))
-    if not worst <= TOLERANCE[dtype]:
-        raise SystemExit(
-            f"{case.kernel} in {dtype}: relative RMS error {worst:.1e}; nothing is timed on a wrong result"
-        )
+def _scans(sizes: tuple[int, ...], directions: int, kind: torch.dtype, device: str) -> Tensor:
+    batch, steps, channels = sizes
+    return torch.randn(batch, steps, directions, channels, device=device).to(kind)
 
 
-def modes(operator: Callable[..., Tensor], case: Case) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """Yield (mode, callable)."""
-
-    def forward() -> Tensor:
-        with torch.no_grad():
-            return operator(*case.inputs)
-
-    yield "forward", forward
-    if case.trains:
-        yield "forward_saving", lambda: operator(*case.inputs)
-        out = operator(*case.inputs)
-        grad = torch.randn_like(out)
-        yield "backward", lambda: torch.autograd.grad(out, case.inputs, grad, retain_graph=True)
-
-
-def time_case(case: Case, dtype: str, shape: str, floor_ms: float, arguments: argparse.Namespace) -> None:
-    """Add the rows of one case, each provider's beside the other's."""
-    providers = {backend.select(torch.device(arguments.device)): case.ours, "torch": case.plain}
-    if arguments.compiled:
-        providers["compiled"] = torch.compile(case.plain, dynamic=False)
-    for provider, operator in providers.items():
-        if operator is None:
-            continue
-        report = Report(arguments.output, arguments.device, provider)
-        for mode, run in modes(operator, case):
-            timing = measure(run, arguments.device, arguments.repeats)
-            report.add(case.kernel, mode, dtype, shape, timing, f"bytes of a forward pass {floor_ms:.3g} ms")
-
-
-def main() -> None:
-    """Run the benchmark from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--shapes", nargs="+", default=["unet", "long"], choices=list(SHAPES))
-    parser.add_argument("--dtypes", nargs="+", default=["fp32", "bf16"], choices=list(DTYPES))
-    parser.add_argument("--kernels", nargs="+", default=[""], help="beginnings of names; all by default")
-    parser.add_argument("--compiled", action="store_true", help="time the torch composition through Inductor too")
-    parser.add_argument("--repeats", type=int, default=30)
-    parser.add_argument("--seconds", type=float, default=170, help="start no case after this long")
-    parser.add_argument("--output", type=Path, help="CSV file to append to")
-    arguments = parser.parse_args()
-    deadline = time.perf_counter() + arguments.seconds
-    device = arguments.device
-    torch.manual_seed(0)
-    copy, copied = copy_mode(device)
-    timing = measure(copy, device, arguments.repeats)
-    bandwidth = copied / timing.p50
-    report = Report(arguments.output, device, "torch")
-    report.add("copy", "forward", "fp32", f"{copied} bytes", timing, f"{bandwidth / 1e9:.2f} TB/s")
-    del copy
-    shapes = [shape for group in arguments.shapes for shape in SHAPES[group]]
-    for dtype, shape in itertools.product(arguments.dtypes, shapes):
-        batch, _, channels = shape
-        kind = DTYPES[dtype]
-        for case in itertools.chain(cases(*shape, kind, device), step_cases(batch, channels, kind, device)):
-            if not case.kernel.startswith(tuple(arguments.kernels)):
-                continue
-            if time.perf_counter() > deadline:
-                raise SystemExit(f"stopped after {arguments.seconds:.0f} s, before {case.kernel} {dtype} {shape}")
-            check(case, dtype)
-            time_case(case, dtype, str(shape), case.moved * case.inputs[0].element_size() / bandwidth, arguments)
-
-
-if __name__ == "__main__":
-    main()
+def _scale_and_shift(channels: int, device: str) -> list[Tensor]:
+    return [torch.randn(channels, device=device) for _ in range(2)]

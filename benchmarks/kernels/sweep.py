@@ -3,14 +3,14 @@
 Run on a GPU: ``python benchmarks/kernels/sweep.py``; a pool of processes compiles first. A plan is written
 SPLITxCHANNELSxSTEPSxSEGMENTS, with ``m168`` behind it where a lane gets at most 168 registers, ``@CHUNK`` for the steps
 between saved states, and ``R6`` where step sizes come from six coefficients; ``auto`` is the library's choice. The row
-``shares`` is the part of a backward pass that adds the blocks' gradients of B and C.
+``shares`` is the part of a backward pass that adds the blocks' gradients of B and C. Times are replays of a CUDA graph
+with a cold cache.
 """
 
 import argparse
 import itertools
 import multiprocessing
 import re
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 import triton
+from timing import relative_rms, replayed, stream_for_graphs
 from torch import Tensor
 
 from mambaseg.kernels.selective_scan import chunked, op, triton_launch
@@ -131,11 +132,6 @@ def compile_one(job: Job) -> tuple[Job, str]:
     return job, ""
 
 
-def relative_rms(actual: Tensor, expected: Tensor) -> float:
-    """Return the RMS of the error over the RMS of what is expected."""
-    return float((actual.double() - expected.double()).norm() / expected.double().norm().clamp_min(1e-30))
-
-
 def check(variant: Variant, dtype: torch.dtype, backward: bool) -> str:
     """Compare with the torch path in float64 on a case with uneven sizes; return the worst relative RMS error."""
     variant.install()
@@ -158,28 +154,10 @@ def check(variant: Variant, dtype: torch.dtype, backward: bool) -> str:
     return f"{errors[worst]:.0e} ({worst})"
 
 
-def time_ms(call: Callable[[], Any], cache: Tensor, repeats: int) -> float:
-    """Return the median time of the GPU, with a cold L2 cache; a graph leaves out what the host takes to launch."""
-    call()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
-    times = []
-    for _ in range(repeats):
-        cache.zero_()
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end))
-    return statistics.median(times)
-
-
-def time_shares(batch: int, channels: int, length: int, cache: Tensor, repeats: int) -> float:
+def time_shares(batch: int, channels: int, length: int, repeats: int) -> float:
     """Time the sum over blocks of channels that ends a backward pass."""
     shares = torch.randn(-(-channels // 16), batch, length, 4, 2 * D_STATE, device="cuda")
-    return time_ms(lambda: shares.sum(0), cache, repeats)
+    return replayed(lambda: shares.sum(0), repeats).p50
 
 
 def compile_all(jobs: list[Job], workers: int) -> list[Job]:
@@ -194,6 +172,33 @@ def compile_all(jobs: list[Job], workers: int) -> list[Job]:
     print(f"compiled in {time.perf_counter() - start:.0f}s", flush=True)
     failed = {job for job, problem in results if problem}
     return [job for job in jobs if job not in failed]
+
+
+def print_times(jobs: list[Job], shapes: list[str], repeats: int, deadline: float) -> None:
+    """Print a line a job and pass: its time at every shape, and its error; ``-`` where time is up."""
+    print(f"{'mode':<9}{'dtype':<6}{'plan':<17}" + "".join(f"{shape:>10}" for shape in shapes) + "  error")
+    for dtype in dict.fromkeys(job.dtype for job in jobs):
+        inputs = {}
+        for shape, rank in itertools.product(shapes, (0, 6)):
+            height = round(SHAPES[shape][2] ** 0.5)
+            inputs[shape, rank] = draw(*SHAPES[shape], DTYPES[dtype], height, rank)
+        for job in (job for job in jobs if job.dtype == dtype):
+            variant = Variant.parse(job.name)
+            variant.install()
+            for mode in ["backward"] if job.backward else ["forward", "saving"]:
+                cells = []
+                for shape in shapes:
+                    if time.perf_counter() > deadline:
+                        cells.append("-")
+                        continue
+                    passes = calls(inputs[shape, variant.rank], variant.chunk)
+                    cells.append(f"{replayed(passes[mode], repeats).p50:.3f}")
+                error = check(variant, DTYPES[dtype], job.backward)
+                print(
+                    f"{mode:<9}{dtype:<6}{job.name:<17}" + "".join(f"{cell:>10}" for cell in cells), error, flush=True
+                )
+    shares = (f"{time_shares(*SHAPES[shape], repeats):>10.3f}" for shape in shapes)
+    print(f"{'shares':<9}{'fp32':<23}" + "".join(shares))
 
 
 def main() -> None:
@@ -214,30 +219,8 @@ def main() -> None:
             names = (default[dtype] if given is None else given).split()
             jobs += [Job(Variant.parse(name).name, dtype, backward) for name in names]
     jobs = compile_all(jobs, arguments.workers)
-    cache = torch.empty(256 * 2**20, dtype=torch.int8, device="cuda")
-    print(f"{'mode':<9}{'dtype':<6}{'plan':<17}" + "".join(f"{shape:>10}" for shape in arguments.shapes) + "  error")
-    for dtype in arguments.dtypes:
-        inputs = {}
-        for shape, rank in itertools.product(arguments.shapes, (0, 6)):
-            height = round(SHAPES[shape][2] ** 0.5)
-            inputs[shape, rank] = draw(*SHAPES[shape], DTYPES[dtype], height, rank)
-        for job in (job for job in jobs if job.dtype == dtype):
-            variant = Variant.parse(job.name)
-            variant.install()
-            for mode in ["backward"] if job.backward else ["forward", "saving"]:
-                cells = []
-                for shape in arguments.shapes:
-                    if time.perf_counter() > deadline:
-                        cells.append("-")
-                        continue
-                    passes = calls(inputs[shape, variant.rank], variant.chunk)
-                    cells.append(f"{time_ms(passes[mode], cache, arguments.repeats):.3f}")
-                error = check(variant, DTYPES[dtype], job.backward)
-                print(
-                    f"{mode:<9}{dtype:<6}{job.name:<17}" + "".join(f"{cell:>10}" for cell in cells), error, flush=True
-                )
-    shares = (f"{time_shares(*SHAPES[shape], cache, arguments.repeats):>10.3f}" for shape in arguments.shapes)
-    print(f"{'shares':<9}{'fp32':<23}" + "".join(shares))
+    with stream_for_graphs("cuda"):
+        print_times(jobs, arguments.shapes, arguments.repeats, deadline)
 
 
 if __name__ == "__main__":

@@ -97,7 +97,7 @@ def read_run(folder: Path, name: str | None = None) -> RunRecord:
         folder=folder,
         series=collect_series(rows),
         skipped_lines=skipped,
-        card=_read_card(folder / "run_card.json"),
+        card=read_card(folder / "run_card.json"),
         config=next((p.read_text(encoding="utf-8") for n in CONFIG_NAMES if (p := folder / n).is_file()), ""),
         scores={part: _read_table(file) for part, file in found.items() if file.is_file()},
         overlays=sorted((folder / "overlays").glob("step*.png")),
@@ -166,7 +166,12 @@ def _read_table(path: Path) -> ScoreTable:
     return ScoreTable(rows, json.loads(path.read_text(encoding="utf-8")).get("run", {}))
 
 
-def _read_card(path: Path) -> dict[str, Any]:
+def read_card(path: Path) -> dict[str, Any]:
+    """Read a run card; empty where there is none.
+
+    Raises:
+        InputError: It is damaged.
+    """
     if not path.is_file():
         return {}
     card = _parse(path.read_text(encoding="utf-8"))
