@@ -1,12 +1,18 @@
 """Weights cast together give what autocast gives."""
 
+from typing import Any
+
 import pytest
 import torch
 
 from mambaseg.methods.components.half_weights import forward_in_half
 from mambaseg.networks import SegmentationNetwork, create_network, list_networks
 
-SMALL = {"unet": {"channels": [8, 8, 16, 16, 16]}, "mamba_unet": {"embed_dim": 32}, "swin_unet": {"embed_dim": 24}}
+SMALL: dict[str, dict[str, Any]] = {
+    "unet": {"channels": [8, 8, 16, 16, 16]},
+    "mamba_unet": {"embed_dim": 32},
+    "swin_unet": {"embed_dim": 24},
+}
 
 
 @pytest.mark.parametrize("name", list_networks("segment"))
@@ -41,3 +47,37 @@ def test_gradients_have_the_layout_of_their_weights() -> None:
     for key, parameter in network.named_parameters():
         assert parameter.grad is not None, key
         assert parameter.grad.stride() == parameter.stride(), key
+
+
+def test_frozen_and_unused_layers_get_no_gradient() -> None:
+    network = create_network("unet", 1, 4, **SMALL["unet"])
+    assert isinstance(network, SegmentationNetwork)
+    network.unused = torch.nn.Linear(2, 2)
+    frozen = {id(parameter) for name, parameter in network.named_parameters() if name.startswith("encoder")}
+    grads = []
+    for together in (False, True):
+        torch.manual_seed(1)  # dropout
+        network.zero_grad()
+        for parameter in network.parameters():
+            parameter.requires_grad_(id(parameter) not in frozen)
+        image = torch.ones(2, 1, 32, 32)
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+            run = forward_in_half(network, image, torch.bfloat16) if together else network.forward_with_features(image)
+        run[0].float().square().mean().backward()
+        grads.append({name: parameter.grad for name, parameter in network.named_parameters()})
+    assert frozen
+    for name, expected in grads[0].items():
+        assert (grads[1][name] is None) == (expected is None), name
+        assert expected is None or torch.equal(grads[1][name], expected), name
+
+
+def test_nothing_is_computed_for_frozen_layers() -> None:
+    network = create_network("unet", 1, 4, **SMALL["unet"])
+    assert isinstance(network, SegmentationNetwork)
+    network.encoder.requires_grad_(False)
+    seen = []
+    network.encoder.register_forward_hook(lambda _module, _inputs, maps: seen.extend(maps))
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        forward_in_half(network, torch.ones(1, 1, 32, 32), torch.bfloat16)
+    assert seen
+    assert not any(level.requires_grad for level in seen)

@@ -1,17 +1,22 @@
 """Recorded passes compute what plain passes compute."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from mambaseg.methods.components.student_graphs import StudentGraphs
+from mambaseg.methods.components import student_graphs
+from mambaseg.methods.components.student_graphs import StudentGraphs, can_be_recorded
 from mambaseg.networks import SegmentationNetwork, create_network, list_networks
 
-pytestmark = pytest.mark.gpu
-
 NAMES = ("unet", "mamba_unet", "swin_unet")
-OPTIONS = {"unet": {"channels": [8, 8, 16, 16, 16]}, "mamba_unet": {"embed_dim": 32}, "swin_unet": {"embed_dim": 24}}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "unet": {"channels": [8, 8, 16, 16, 16]},
+    "mamba_unet": {"embed_dim": 32},
+    "swin_unet": {"embed_dim": 24},
+}
 SIZE = 64
 
 
@@ -53,6 +58,7 @@ def train(networks: Networks, graphs: StudentGraphs | None, precision: torch.dty
     return losses
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", NAMES)
 def test_training_by_graphs_equals_plain_training(name: str, precision: torch.dtype) -> None:
@@ -69,6 +75,7 @@ def test_training_by_graphs_equals_plain_training(name: str, precision: torch.dt
             assert error < (1e-2 if precision == torch.float32 else 5e-2), key
 
 
+@pytest.mark.gpu
 def test_dropout_draws_what_the_plain_pass_draws() -> None:
     networks = students("unet")
     graphs = StudentGraphs(networks)
@@ -84,6 +91,7 @@ def test_dropout_draws_what_the_plain_pass_draws() -> None:
         assert not torch.allclose(found, plain(networks, image)["unet"][0], atol=1e-3)
 
 
+@pytest.mark.gpu
 def test_recording_leaves_random_states_and_buffers_alone() -> None:
     networks = students("unet")
     before = {key: value.clone() for key, value in networks["unet"].named_buffers()}
@@ -97,6 +105,7 @@ def test_recording_leaves_random_states_and_buffers_alone() -> None:
         torch.testing.assert_close(value, before[key], rtol=0, atol=0)
 
 
+@pytest.mark.gpu
 def test_two_calls_of_a_step_keep_their_outputs_apart() -> None:
     networks = students("unet", "mamba_unet")
     graphs = StudentGraphs(networks)
@@ -108,6 +117,7 @@ def test_two_calls_of_a_step_keep_their_outputs_apart() -> None:
         assert not torch.allclose(second[name][0], kept[name])
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("name", list_networks("segment"))
 def test_every_network_can_be_recorded(name: str) -> None:
     network = create_network(name, 1, 3)
@@ -118,3 +128,74 @@ def test_every_network_can_be_recorded(name: str) -> None:
     output.float().square().mean().backward()
     missing = [key for key, p in network.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
     assert not missing
+
+
+@pytest.mark.gpu
+def test_students_side_by_side_do_not_write_into_each_other() -> None:
+    """Products that are summed in pieces keep the pieces in memory that belongs to the stream of the recording."""
+    networks = {
+        "first": create_network("swin_unet", 1, 4).cuda().eval(),
+        "second": create_network("mamba_unet", 1, 4).cuda().eval(),
+    }
+    graphs = StudentGraphs(networks)  # type: ignore[arg-type]
+    image = torch.randn(8, 1, 224, 224, device="cuda")
+    with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
+        expected = plain(networks, image)  # type: ignore[arg-type]
+        for _ in range(50):
+            graphs.start_step()
+            for name, outputs in graphs(image).items():
+                torch.testing.assert_close(outputs[0], expected[name][0], rtol=2e-2, atol=2e-2)
+    assert len({recorded.stream for recorded in graphs._passes.values()}) == len(networks)
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the students of which a pass is recorded; nothing is, so it needs no GPU."""
+    made: list[str] = []
+
+    class NoPass:
+        def __init__(self, run: object, network: object, image: Tensor, stream: str) -> None:
+            made.append(stream)
+
+    monkeypatch.setattr(student_graphs, "RecordedPass", NoPass)
+    monkeypatch.setattr(StudentGraphs, "_stream", lambda graphs, name, device: name)
+    return made
+
+
+def test_other_trained_layers_make_another_pass(recorded: list[str]) -> None:
+    network = create_network("unet", 1, 4, **OPTIONS["unet"])
+    assert isinstance(network, SegmentationNetwork)
+    graphs = StudentGraphs({"unet": network})
+    first, second, *_ = network.parameters()
+    passes = []
+    for frozen in (first, second, first):
+        network.requires_grad_(True)
+        frozen.requires_grad_(False)
+        passes.append(graphs._recorded("unet", torch.zeros(2, 1, 32, 32)))
+    assert passes[0] is passes[2] is not passes[1]
+    assert recorded == ["unet", "unet"]
+
+
+def test_images_of_many_sizes_run_the_plain_pass(recorded: list[str]) -> None:
+    network = create_network("unet", 1, 4, **OPTIONS["unet"])
+    assert isinstance(network, SegmentationNetwork)
+    graphs = StudentGraphs({"unet": network})
+    sizes = range(1, student_graphs.MOST_PASSES + 2)
+    *some, last = [graphs._recorded("unet", torch.zeros(size, 1, 32, 32)) for size in sizes]
+    assert None not in some
+    assert last is None
+
+
+def test_recomputed_and_synchronised_networks_are_not_recorded(recorded: list[str]) -> None:
+    recomputed = create_network("mamba_unet", 1, 4, **OPTIONS["mamba_unet"], checkpointing=True)
+    stages = create_network("umamba_bot", 1, 4, checkpointing=True)
+    plain_unet = create_network("unet", 1, 4, **OPTIONS["unet"])
+    synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(create_network("unet", 1, 4, **OPTIONS["unet"]))
+    assert isinstance(recomputed, SegmentationNetwork)
+    assert isinstance(plain_unet, SegmentationNetwork)
+    assert can_be_recorded(plain_unet)
+    assert not any(can_be_recorded(network) for network in (recomputed, stages, synchronised))
+    graphs = StudentGraphs({"recomputed": recomputed, "unet": plain_unet})
+    for name in graphs.students:
+        graphs._recorded(name, torch.zeros(2, 1, 32, 32))
+    assert recorded == ["unet"]
