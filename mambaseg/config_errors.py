@@ -141,6 +141,8 @@ def _no_class(match: re.Match[str], cause: Cause, config: Mapping[str, Any]) -> 
 def _missing(match: re.Match[str], cause: Cause, config: Mapping[str, Any]) -> str:
     keys = locate(config, cause.keys) or list(cause.keys)
     node = _value_at(config, keys)
+    if isinstance(node, Mapping) and "class_path" in node:
+        return f"{'.'.join([*keys, 'init_args', match[1]])} is missing; give it a value."
     entries = node.items() if isinstance(node, Mapping) else ()
     lacking = [name for name, entry in entries if isinstance(entry, Mapping) and entry.get(match[1]) is None]
     # Entries of a mapping, such as the students, are checked one by one without their names.

@@ -8,6 +8,7 @@ DEAD_WORKER = re.compile(r"DataLoader worker \(pid.*(killed by signal|exited une
 NO_SHARED_MEMORY = re.compile(
     r"unable to (write to|open|allocate|mmap|resize).*(torch_|shared memory|/dev/shm)|Bus error", re.DOTALL
 )
+NO_RECORDING = re.compile(r"CUDA graph capture|stream is capturing|during capture|capturing blocking stream")
 
 
 def lost_worker(error: BaseException) -> str | None:
@@ -24,6 +25,8 @@ def lost_worker(error: BaseException) -> str | None:
 
 def explain_fault(error: BaseException) -> str | None:
     """Return what happened and what helps, or None for an error that only its traceback explains."""
+    if isinstance(error, RuntimeError) and NO_RECORDING.search(str(error)):
+        return _failed_recording(error)
     if isinstance(error, torch.OutOfMemoryError):
         first = str(error).split(". ")[0]
         return (
@@ -37,3 +40,11 @@ def explain_fault(error: BaseException) -> str | None:
     if reason is not None:
         return f"The data cannot be loaded: {reason}. Lower data.init_args.workers (0 needs no shared memory)."
     return None
+
+
+def _failed_recording(error: RuntimeError) -> str:
+    # A recording that has failed fails again when it is ended, with an error that does not say why.
+    cause = error.__context__ or error
+    known = explain_fault(cause) if cause is not error else None
+    first = (str(cause).splitlines() or [type(cause).__name__])[0]
+    return known or f"A network cannot be recorded as a CUDA graph ({first}). Set model.init_args.cuda_graphs: false."

@@ -16,13 +16,13 @@ from torch._C._autograd import DeviceType
 
 from mambaseg.callbacks.finite_guard import FiniteGuard
 from mambaseg.callbacks.step_clock import StepWindow
+from mambaseg.callbacks.throughput import BYTES_PER_GIB
 from mambaseg.datamodules.batch import Batch
 from mambaseg.lightning_cli import TrainingCLI
 from mambaseg.networks.cost import FLOPS_PER_MAC, forward_cost
 
 PASSES = 3
 """A step computes what three forward passes do: its own, and the backward pass, which multiplies twice as much."""
-GIB = 2**30
 STEP_MARK = "Optimizer.step#JointOptimizer.step"
 """What torch calls the time around the operators: the whole step runs within the call of the optimizer."""
 
@@ -175,12 +175,12 @@ class PeakMemory:
     def gib(self) -> float | None:
         """Return the peak until now; None where this system does not tell."""
         if self.device.type == "cuda":
-            return torch.cuda.max_memory_reserved(self.device) / GIB
+            return torch.cuda.max_memory_reserved(self.device) / BYTES_PER_GIB
         status = Path("/proc/self/status")
         if not status.exists():
             return None
         peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(peak.split()[1]) * 1024 / GIB
+        return int(peak.split()[1]) * 1024 / BYTES_PER_GIB
 
 
 def process_age() -> float | None:

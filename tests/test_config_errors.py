@@ -64,6 +64,7 @@ def refusal(tmp_path, capsys, monkeypatch):
             f"there is no field {STUDENTS}.b.optimzer.lr (given 1). Did you mean 'optimizer'?",
         ),
         (f"{STUDENTS}.b.network=null", f"{STUDENTS}.b.network is missing; give it a value."),
+        (f"{STUDENTS}=null", f"{STUDENTS} is missing; give it a value."),
         (f"{STUDENTS}.b=3", f"{STUDENTS}.b is 3; it must be a mapping with the options of StudentConfig."),
         (f"{CROSS}.confidence=true", f"{CROSS}.confidence is true; it must be a number."),
         (

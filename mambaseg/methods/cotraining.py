@@ -54,7 +54,8 @@ class CoTrainingModule(L.LightningModule, ABC):
             statistics that the labels are learned under: on the phantom that cost the U-Net 0.08 Dice (one seed). The
             published code passes both together.
         cuda_graphs: On a GPU, record the students' passes as CUDA graphs and replay them, side by side. The results are
-            the same; gradient accumulation and sharded students run the plain passes.
+            the same. Plain passes run with gradient accumulation, in sharded students, and in those that recompute
+            activations (``checkpointing``) or synchronise batch norm.
 
     Raises:
         InputError: There is no student, or one is called like the ensemble.
@@ -210,7 +211,10 @@ class CoTrainingModule(L.LightningModule, ABC):
         return batch
 
     def on_fit_start(self) -> None:
-        """Let teachers, which predict in evaluation mode, start in training mode: Lightning warns of what does not."""
+        """Record the students' passes from now on, where that is possible, and make teachers ready.
+
+        Teachers predict in evaluation mode, but start in training mode: Lightning warns of what does not.
+        """
         for module in self.modules():
             if isinstance(module, EmaTeacher):
                 module.train()

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from mambaseg.cli import main
-from mambaseg.commands.bench import Row, advice
+from mambaseg.commands.bench import advice
 from mambaseg.experiment import find_experiment, load_experiment
 from mambaseg.lightning_cli import build
 from mambaseg.networks.cost import build_on_meta, forward_cost
+from mambaseg.reports.step_rows import Row
 from mambaseg.step_benchmark import PeakMemory, TrainingStep
 
 CHANNELS = [4, 4, 4, 4, 4]

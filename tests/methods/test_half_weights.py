@@ -32,7 +32,7 @@ def test_it_is_autocast_bit_for_bit(name: str) -> None:
     plain, cast = runs
     for key, expected in plain.items():
         if expected is None:
-            assert cast[key] is None or not cast[key].any(), key
+            assert cast[key] is None, key
             continue
         assert torch.equal(cast[key], expected), key
         assert cast[key].dtype == expected.dtype

@@ -6,9 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from mambaseg.methods.components import student_graphs
-from mambaseg.methods.components.student_graphs import StudentGraphs, can_be_recorded
+from mambaseg.methods.components.student_graphs import Pass, StudentGraphs, can_be_recorded
 from mambaseg.networks import SegmentationNetwork, create_network, list_networks
 
 NAMES = ("unet", "mamba_unet", "swin_unet")
@@ -148,13 +149,55 @@ def test_students_side_by_side_do_not_write_into_each_other() -> None:
     assert len({recorded.stream for recorded in graphs._passes.values()}) == len(networks)
 
 
+@pytest.mark.gpu
+def test_students_side_by_side_draw_what_they_draw_one_after_the_other() -> None:
+    networks = {"unet": create_network("unet", 1, 4).cuda(), "mamba_unet": create_network("mamba_unet", 1, 4).cuda()}
+    graphs = StudentGraphs(networks)  # type: ignore[arg-type]
+    image = torch.randn(8, 1, 224, 224, device="cuda")
+    with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
+        for seed in range(20):
+            torch.manual_seed(seed)
+            expected = plain(networks, image)["unet"][0].float()  # type: ignore[arg-type]
+            after = torch.cuda.get_rng_state()
+            torch.manual_seed(seed)
+            graphs.start_step()
+            found = graphs(image)["unet"][0].float()
+            assert (found - expected).norm() < 0.05 * expected.norm()
+            assert torch.equal(torch.cuda.get_rng_state(), after)
+
+
+@pytest.mark.parametrize("precision", [None, torch.bfloat16])
+@pytest.mark.parametrize("name", ["unet", "mamba_unet", "swin_unet", "umamba_bot"])
+def test_what_is_recorded_is_the_plain_pass_without_its_parameters(name: str, precision: torch.dtype | None) -> None:
+    torch.manual_seed(0)
+    network = create_network(name, 1, 4, **OPTIONS.get(name, {}))
+    assert isinstance(network, SegmentationNetwork)
+    frozen = next(network.parameters()).requires_grad_(False)
+    run, image = Pass(network, precision), torch.randn(2, 1, 32, 32)
+    trained = run.trained()
+    torch.manual_seed(1)
+    found = functional_call(run, trained, (image,))
+    grads = torch.autograd.grad([output.float().square().mean() for output in found], list(trained.values()))
+    assert all(parameter.grad is None for parameter in network.parameters())
+    torch.manual_seed(1)
+    with torch.autocast("cpu", precision, enabled=precision is not None, cache_enabled=False):
+        expected = network.forward_with_features(image)
+    torch.autograd.backward([output.float().square().mean() for output in expected])
+    assert all(map(torch.equal, found, expected))
+    names = [key for key, parameter in run.named_parameters() if parameter is not frozen]
+    assert list(trained) == names
+    for key, grad in zip(names, grads, strict=True):
+        assert torch.equal(grad, run.get_parameter(key).grad), key
+        assert trained[key].data_ptr() == run.get_parameter(key).data_ptr()
+
+
 @pytest.fixture
 def recorded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the students of which a pass is recorded; nothing is, so it needs no GPU."""
     made: list[str] = []
 
     class NoPass:
-        def __init__(self, run: object, network: object, image: Tensor, stream: str) -> None:
+        def __init__(self, run: object, image: Tensor, stream: str) -> None:
             made.append(stream)
 
     monkeypatch.setattr(student_graphs, "RecordedPass", NoPass)

@@ -49,21 +49,27 @@ class _Entry(nn.Module):
 
 
 class _CastTogether(torch.autograd.Function):
-    """Casts float32 tensors, and their gradients back into the tensors' own layout."""
+    """Casts float32 tensors, and their gradients back into the tensors' own layout.
+
+    Frozen tensors stay so, and those that no output depends on get no gradient: nothing is computed for either.
+    """
 
     @staticmethod
     def forward(ctx: Any, dtype: torch.dtype, *weights: Tensor) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
         ctx.layouts = [(weight.shape, weight.stride()) for weight in weights]
         halves = [torch.empty_like(weight, dtype=dtype) for weight in weights]
         torch._foreach_copy_(halves, list(weights))
+        trained = ctx.needs_input_grad[1:]
+        ctx.mark_non_differentiable(*(half for half, is_trained in zip(halves, trained, strict=True) if not is_trained))
         return tuple(halves)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         wide = [
-            torch.empty_strided(shape, stride, dtype=torch.float32, device=grad.device)
+            None if grad is None else torch.empty_strided(shape, stride, dtype=torch.float32, device=grad.device)
             for grad, (shape, stride) in zip(grads, ctx.layouts, strict=True)
         ]
-        torch._foreach_copy_(wide, list(grads))
+        torch._foreach_copy_([to for to in wide if to is not None], [grad for grad in grads if grad is not None])
         return (None, *wide)

@@ -1,13 +1,15 @@
 """Students' passes as CUDA graphs: recorded once, then each is one call to the GPU, and students run side by side."""
 
+import contextlib
 import functools
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.func import functional_call
 
 from mambaseg.methods.components.half_weights import forward_in_half
 from mambaseg.networks import SegmentationNetwork
@@ -16,6 +18,8 @@ MOST_PASSES = 6
 """Recorded passes of a student: each keeps its activations' memory, so images of many shapes run the plain pass."""
 WARM_UP_PASSES = 3
 """Passes before recording: kernels are compiled, libraries choose algorithms and take their workspaces."""
+DRAWS_IN_TURN = torch.__version__ < "2.13"
+"""Whether all graphs read seed and offset of random numbers in one place, which the next replay overwrites."""
 
 
 class StudentGraphs:
@@ -27,8 +31,8 @@ class StudentGraphs:
 
     Outputs and gradients lie in the graph's memory, and the next replay overwrites them. So a pass belongs to one call
     within a step: a second one on images of the same shape is recorded in memory of its own. Gradients become ``.grad``
-    of parameters as they are; they must be used up before the next backward pass, which rules out accumulation over
-    batches.
+    of parameters as they are; they must be used up before the next step's forward pass, which rules out accumulation
+    over batches. Students for which ``can_be_recorded`` is false run the plain pass.
 
     Args:
         students: The networks by name. Their parameters must stay where they are in memory, as loading a state dict
@@ -37,6 +41,7 @@ class StudentGraphs:
 
     def __init__(self, students: Mapping[str, SegmentationNetwork]) -> None:
         self.students = dict(students)
+        self._recordable = {name for name, network in self.students.items() if can_be_recorded(network)}
         self._passes: dict[tuple[Any, ...], RecordedPass] = {}
         self._streams: dict[str, torch.cuda.Stream] = {}
         self._calls = 0
@@ -52,16 +57,18 @@ class StudentGraphs:
             image: (B, C, *S) on a GPU.
         """
         main = torch.cuda.current_stream(image.device)
+        before = main
         outputs = {}
         for name in self.students:
             recorded = self._recorded(name, image)
             if recorded is None:
                 outputs[name] = self.students[name].forward_with_features(image)
                 continue
-            stream = self._stream(name, image.device)
-            stream.wait_stream(main)
-            with torch.cuda.stream(stream):
+            recorded.stream.wait_stream(before)
+            with torch.cuda.stream(recorded.stream):
                 outputs[name] = recorded(image)
+            if DRAWS_IN_TURN:
+                before = recorded.stream
         for stream in self._streams.values():
             main.wait_stream(stream)
         self._calls += 1
@@ -73,14 +80,60 @@ class StudentGraphs:
         return self._streams[name]
 
     def _recorded(self, name: str, image: Tensor) -> "RecordedPass | None":
+        if name not in self._recordable:
+            return None
+        network = self.students[name]
         autocast = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
-        # Thawed layers make another pass, which knows their gradients.
-        trainable = sum(p.requires_grad for p in self.students[name].parameters()) if torch.is_grad_enabled() else 0
+        # Frozen or thawed layers make another pass, which knows whose gradients it has.
+        trainable = tuple(p.requires_grad for p in network.parameters()) if torch.is_grad_enabled() else ()
         key = (name, self._calls, image.shape, image.dtype, trainable, autocast)
         if key not in self._passes and sum(name == recorded[0] for recorded in self._passes) < MOST_PASSES:
-            network = self.students[name]
-            self._passes[key] = RecordedPass(functools.partial(_run, network, autocast), network, image)
+            self._passes[key] = RecordedPass(Pass(network, autocast), image, self._stream(name, image.device))
         return self._passes.get(key)
+
+
+def can_be_recorded(network: nn.Module) -> bool:
+    """Tell whether graphs of a network's passes compute what the passes do.
+
+    A recomputed block would draw other dropout in the backward graph than it did in the forward graph, where torch
+    allows the recording at all. Batch norm over processes is a collective: processes that replay several students side
+    by side would meet in it in different orders.
+    """
+    return not any(
+        getattr(part, "checkpointing", False) or isinstance(part, nn.SyncBatchNorm) for part in network.modules()
+    )
+
+
+class Pass(nn.Module):
+    """What is recorded of a network.
+
+    Args:
+        network: The network.
+        autocast: The type that autocast computes in; None where it is off.
+    """
+
+    def __init__(self, network: SegmentationNetwork, autocast: torch.dtype | None) -> None:
+        super().__init__()
+        self.network = network
+        self.autocast = autocast
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``forward_with_features(image)``; autocast keeps no casts of weights, which would be of one step."""
+        if self.autocast is None:
+            with torch.autocast(image.device.type, enabled=False):
+                return self.network.forward_with_features(image)
+        with torch.autocast(image.device.type, self.autocast, cache_enabled=False):
+            return forward_in_half(self.network, image, self.autocast)
+
+    def trained(self) -> dict[str, Tensor]:
+        """Return stand-ins for the trained parameters, in the same memory; none where gradients are off.
+
+        What differentiates the parameters themselves remembers a stream, which DDP chose and keeps: to record there is
+        not allowed.
+        """
+        if not torch.is_grad_enabled():
+            return {}
+        return {name: p.detach().requires_grad_() for name, p in self.named_parameters() if p.requires_grad}
 
 
 class RecordedPass:
@@ -89,42 +142,46 @@ class RecordedPass:
     Recording leaves parameters, buffers and random states as they were.
 
     Args:
-        run: The pass: from an image to tensors.
-        network: Whose parameters it uses, and whose buffers it may change.
+        run: The pass. Its parameters are read, its buffers may change.
         image: Images of the shape to record for, (B, C, *S).
+        stream: Where it is recorded and must be replayed. What cuBLAS works in belongs to the stream of a recording: of
+            two passes recorded on one stream and replayed on two, each would write into the other's sums.
     """
 
-    def __init__(self, run: Callable[[Tensor], tuple[Tensor, ...]], network: nn.Module, image: Tensor) -> None:
+    def __init__(self, run: Pass, image: Tensor, stream: torch.cuda.Stream) -> None:
+        self.stream = stream
         self.image = image.detach().clone()
-        self.parameters = [p for p in network.parameters() if p.requires_grad] if torch.is_grad_enabled() else []
-        with _unchanged(network, image.device):
-            self._warm_up(run)
+        trained = run.trained()
+        by_name = dict(run.named_parameters())
+        self.parameters = [by_name[name] for name in trained]
+        with _unchanged(run, image.device):
+            self._warm_up(run, trained)
         pool = torch.cuda.graph_pool_handle()
         self.forward_graph = torch.cuda.CUDAGraph()
         self.backward_graph = torch.cuda.CUDAGraph()
         # Threads that load data use the GPU's interface while this one records: only this one must keep to the rules.
-        record = functools.partial(torch.cuda.graph, pool=pool, capture_error_mode="thread_local")
+        record = functools.partial(torch.cuda.graph, pool=pool, stream=stream, capture_error_mode="thread_local")
         with record(self.forward_graph):
-            outputs = run(self.image)
-        self.grad_outputs = [torch.zeros_like(output) for output in outputs] if self.parameters else []
+            outputs = functional_call(run, trained, (self.image,))
+        self.grad_outputs = [torch.zeros_like(output) for output in outputs] if trained else []
         self.grads: list[Tensor | None] = []
-        if self.parameters:
+        if trained:
             with record(self.backward_graph):
-                self.grads = list(_gradients(outputs, self.parameters, self.grad_outputs))
+                self.grads = list(_gradients(outputs, list(trained.values()), self.grad_outputs))
         # The recorded backward pass reads activations from the pool, not through these tensors' histories.
         self.outputs = tuple(output.detach() for output in outputs)
 
     def __call__(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the pass's outputs on ``image``, of the recorded shape."""
+        """Return the pass's outputs on ``image``, of the recorded shape; to be called on its stream."""
         return cast(tuple[Tensor, Tensor], _Replay.apply(self, image, *self.parameters))  # type: ignore[no-untyped-call]
 
-    def _warm_up(self, run: Callable[[Tensor], tuple[Tensor, ...]]) -> None:
+    def _warm_up(self, run: Pass, trained: dict[str, Tensor]) -> None:
         torch.cuda.synchronize()
-        with torch.cuda.stream(torch.cuda.Stream()):  # type: ignore[no-untyped-call]
+        with torch.cuda.stream(self.stream):
             for _ in range(WARM_UP_PASSES):
-                outputs = run(self.image)
-                if self.parameters:
-                    _gradients(outputs, self.parameters, [torch.zeros_like(output) for output in outputs])
+                outputs = functional_call(run, trained, (self.image,))
+                if trained:
+                    _gradients(outputs, list(trained.values()), [torch.zeros_like(output) for output in outputs])
         torch.cuda.synchronize()
 
 
@@ -149,14 +206,6 @@ class _Replay(torch.autograd.Function):
         return (None, None, *(None if grad is None else grad.detach() for grad in recorded.grads))
 
 
-def _run(network: SegmentationNetwork, autocast: torch.dtype | None, image: Tensor) -> tuple[Tensor, ...]:
-    """Run a network; autocast keeps no casts of weights, which would be those of the step that was recorded."""
-    with torch.autocast("cuda", autocast, enabled=autocast is not None, cache_enabled=False):
-        if autocast is None:
-            return network.forward_with_features(image)
-        return forward_in_half(network, image, autocast)
-
-
 def _gradients(
     outputs: tuple[Tensor, ...], parameters: Sequence[Tensor], grad_outputs: Sequence[Tensor]
 ) -> tuple[Tensor | None, ...]:
@@ -167,20 +216,17 @@ def _gradients(
         )
 
 
-class _unchanged:  # noqa: N801  used like a function
-    """Context that leaves a network's buffers and all random states as they were."""
-
-    def __init__(self, network: nn.Module, device: torch.device) -> None:
-        self.buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
-        self.device = device
-
-    def __enter__(self) -> None:
-        self.states = (random.getstate(), torch.get_rng_state(), torch.cuda.get_rng_state(self.device))
-
-    def __exit__(self, *_: object) -> None:
+@contextlib.contextmanager
+def _unchanged(network: nn.Module, device: torch.device) -> Iterator[None]:
+    """Leave a network's buffers and all random states as they were."""
+    buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
+    states = random.getstate(), torch.get_rng_state(), torch.cuda.get_rng_state(device)
+    try:
+        yield
+    finally:
         with torch.no_grad():
-            for buffer, before in self.buffers:
+            for buffer, before in buffers:
                 buffer.copy_(before)
-        random.setstate(self.states[0])
-        torch.set_rng_state(self.states[1])
-        torch.cuda.set_rng_state(self.states[2], self.device)
+        random.setstate(states[0])
+        torch.set_rng_state(states[1])
+        torch.cuda.set_rng_state(states[2], device)
