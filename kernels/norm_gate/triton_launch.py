@@ -107,9 +107,7 @@ def backward(
     row_blocks = max(FEWEST_BLOCKS, triton.cdiv(blocks, MOST_PROGRAMS))
     programs = triton.cdiv(blocks, row_blocks)
     grad_merged = torch.empty(batch, length, channels, dtype=merged.dtype, device=merged.device)
-    grad_z = (
-        torch.empty_like(gate, memory_format=torch.contiguous_format) if gate is not None else grad_out.new_empty(0)
-    )
+    grad_z = grad_out.new_empty(0) if gate is None else torch.empty_like(gate, memory_format=torch.contiguous_format)
     shares = torch.empty(programs, 2, channels, dtype=torch.float32, device=merged.device)
     with on_device(merged.device):
         norm_gate_bwd_kernel[(programs,)](

@@ -153,19 +153,17 @@ def make_plan(
         InputError: A value is impossible; the message names the option and the value.
     """
     if dims not in MAX_CHANNELS:
-        raise InputError(f"Network 'umamba': dims is {dims}; it must be 2 or 3.")
+        raise InputError(f"U-Mamba: dims is {dims}; it must be 2 or 3.")
     for field, value in (("base_channels", base_channels), ("blocks", blocks)):
         if value < 1:
-            raise InputError(f"Network 'umamba': {field} is {value}; it must be at least 1.")
+            raise InputError(f"U-Mamba: {field} is {value}; it must be at least 1.")
     by_axis = _by_axis("strides", strides, dims)
     if len(by_axis) < 2 or set(by_axis[0]) != {1}:
-        raise InputError(
-            f"Network 'umamba': strides is {list(strides)}; it needs two or more stages, the first with 1."
-        )
+        raise InputError(f"U-Mamba: strides is {list(strides)}; it needs two or more stages, the first with 1.")
     sizes = _by_axis("kernels", (3,) * len(by_axis) if kernels is None else kernels, dims)
     if len(sizes) != len(by_axis) or any(size % 2 == 0 for stage in sizes for size in stage):
         raise InputError(
-            f"Network 'umamba': kernels is {kernels}; it needs one odd size (or one an axis) for each of the "
+            f"U-Mamba: kernels is {kernels}; it needs one odd size (or one an axis) for each of the "
             f"{len(by_axis)} strides."
         )
     most = MAX_CHANNELS[dims] if max_channels is None else max_channels
@@ -176,9 +174,7 @@ def make_plan(
 def _by_axis(field: str, values: Sequence[PerAxis], dims: int) -> tuple[tuple[int, ...], ...]:
     by_axis = tuple((value,) * dims if isinstance(value, int) else tuple(value) for value in values)
     if any(len(axes) != dims or min(axes) < 1 for axes in by_axis):
-        raise InputError(
-            f"Network 'umamba': {field} is {list(values)}; each entry is a positive number or {dims} of them."
-        )
+        raise InputError(f"U-Mamba: {field} is {list(values)}; each entry is a positive number or {dims} of them.")
     return by_axis
 
 
@@ -190,7 +186,7 @@ def _mamba_stages(plan: UMambaPlan, chosen: Sequence[int] | str | None) -> set[i
         return set(range(plan.stages - 1, -1, -step))
     if isinstance(chosen, str) or not chosen or not set(chosen) <= set(range(plan.stages)):
         raise InputError(
-            f"Network 'umamba': mamba_stages is {chosen!r}; name one or more of the stages 0 to {plan.stages - 1}, or "
+            f"U-Mamba: mamba_stages is {chosen!r}; name one or more of the stages 0 to {plan.stages - 1}, or "
             "'bottleneck'."
         )
     return set(chosen)
@@ -200,12 +196,12 @@ def _places(plan: UMambaPlan, patch_size: Sequence[int] | None) -> list[int]:
     """Return the number of places in each stage's map of a patch."""
     if patch_size is None or len(patch_size) != plan.dims:
         raise InputError(
-            f"Network 'umamba': channel_tokens needs patch_size with {plan.dims} values, not {patch_size}: the "
+            f"U-Mamba: channel_tokens needs patch_size with {plan.dims} values, not {patch_size}: the "
             "weights depend on it."
         )
     total = plan.total_stride(plan.stages - 1)
     if any(size % stride for size, stride in zip(patch_size, total, strict=True)):
-        raise InputError(f"Network 'umamba': patch_size is {list(patch_size)}; it must be a multiple of {list(total)}.")
+        raise InputError(f"U-Mamba: patch_size is {list(patch_size)}; it must be a multiple of {list(total)}.")
     return [
         math.prod(size // stride for size, stride in zip(patch_size, plan.total_stride(stage), strict=True))
         for stage in range(plan.stages)

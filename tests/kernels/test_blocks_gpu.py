@@ -10,7 +10,7 @@ from mambaseg.kernels.selective_state_update import selective_state_update, sele
 from tests.kernels.block_cases import convolution_inputs, norm_gate_inputs, update_inputs
 from tests.kernels.scan_cases import assert_close, gradients, in_float64, scan_inputs
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+pytestmark = pytest.mark.gpu
 
 PRECISION = {torch.float32: (1e-5, 1e-4), torch.bfloat16: (1e-2, 1e-2), torch.float16: (2e-3, 5e-3)}
 STAGES = [(2, 3136, 192), (2, 784, 384), (2, 196, 768), (2, 49, 1536)]

@@ -222,5 +222,5 @@ def test_3d_checkpointing_changes_nothing_but_memory():
     ],
 )
 def test_impossible_options_are_named(options, message):
-    with pytest.raises(InputError, match=f"Network 'umamba': {message}"):
+    with pytest.raises(InputError, match=f"U-Mamba: {message}"):
         small(**options)
