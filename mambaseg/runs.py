@@ -62,7 +62,9 @@ def launch_name() -> str | None:
     """
     job = os.environ.get("SLURM_JOB_ID")
     if job and int(os.environ.get("SLURM_NTASKS", "1")) > 1:
-        return f"job{job}"
+        # A job's first srun has step 0; a later one is another training.
+        step = os.environ.get("SLURM_STEP_ID", "0")
+        return f"job{job}" if step == "0" else f"job{job}.{step}"
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "TORCHELASTIC_RUN_ID" not in os.environ:
         return None
     name = os.environ["TORCHELASTIC_RUN_ID"]

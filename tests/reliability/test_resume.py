@@ -54,6 +54,8 @@ def test_resuming_from_any_step_gives_the_same_run(snapshots, step):
     ("environment", "name"),
     [
         ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "8"}, "job7-seed3"),
+        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "8", "SLURM_STEP_ID": "0"}, "job7-seed3"),
+        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "8", "SLURM_STEP_ID": "2"}, "job7.2-seed3"),
         ({"WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "my run/2"}, "my_run_2-seed3"),
     ],
 )
