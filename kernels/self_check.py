@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from mambaseg.kernels.causal_conv1d import causal_conv1d, causal_conv1d_reference
-from mambaseg.kernels.norm_gate import merge_norm_gate, merge_norm_gate_reference
+from mambaseg.kernels.norm_gate import layer_norm, layer_norm_reference, merge_norm_gate, merge_norm_gate_reference
 from mambaseg.kernels.selective_scan.interface import selective_scan
 from mambaseg.kernels.selective_scan.reference import selective_scan_reference
 from mambaseg.kernels.selective_state_update import selective_state_update, selective_state_update_reference
+from mambaseg.kernels.ss2d import ss2d, ss2d_reference
 
 TOLERANCE = 1e-4
 """Relative RMS error of fp32 gradients that the tests allow too."""
@@ -28,6 +29,7 @@ def operator_errors(device: torch.device) -> dict[str, float]:
     """
     return {
         "selective scan": scan_error(device),
+        "four-direction scan": max(_map_scan_error(device, *size) for size in ((5, 7), (8, 16))),
         "selective state update": _state_update_error(device),
         "causal convolution": _error(
             device, causal_conv1d, causal_conv1d_reference, [(2, 35, 70), (35, 4), (35,)], activation="silu"
@@ -35,6 +37,7 @@ def operator_errors(device: torch.device) -> dict[str, float]:
         "merge, norm and gate": _error(
             device, merge_norm_gate, merge_norm_gate_reference, [(2, 35, 4, 50), (2, 35, 50), (50,), (50,)]
         ),
+        "layer norm": _error(device, layer_norm, layer_norm_reference, [(2, 35, 50), (50,), (50,)]),
     }
 
 
@@ -46,6 +49,13 @@ def scan_error(device: torch.device) -> float:
     """
     shapes = [(2, 24, 70), (2, 24, 70), (24, 5), (2, 2, 5, 70), (2, 2, 5, 70)]
     return _error(device, _scan_of(selective_scan), _scan_of(selective_scan_reference), shapes, delta_softplus=True)
+
+
+def _map_scan_error(device: torch.device, height: int, width: int) -> float:
+    """Return the largest relative RMS error of ``ss2d``; lines of whole blocks of steps are walked in another way."""
+    channels, rank, states = 24, 2, 5
+    shapes = [(2, channels, height, width), (4, rank + 2 * states, channels), (4, channels, rank), (4, channels)]
+    return _error(device, ss2d, ss2d_reference, [*shapes, (4 * channels, states), (4 * channels,)])
 
 
 def _scan_of(scan: Operator) -> Operator:

@@ -241,7 +241,7 @@ def selective_scan_bwd_kernel(
             x_shares = grad_x + x_shares
             dt_shares = grad_dt + dt_shares
             row_shares = grad_row + row_shares
-            if i % JOINT == 0:
+            if (JOINT * 0 + i) % JOINT == 0:  # the interpreter divides no int by a constexpr
                 store_matrix_gradients(
                     grad_rows_ptr, row_shares, positions, i, groups * row_width, first, end, lane,
                     N, JOINT, BLOCK_N, SPLIT,

@@ -97,6 +97,7 @@ def test_four_directions(height, width):
         (Plan(4, 1, 4, 2), 8, 4),
         (Plan(4, 2, 2, 1), 8, 4),
         (Plan(8, 4, 4, 1), 4, 32),
+        (Plan(2, 2, 4, 1), 8, 5),
     ],
 )
 def test_plans(plan, chunk, d_state, monkeypatch):
