@@ -132,6 +132,11 @@ class SegmentationDataModule(L.LightningDataModule, ABC):
         """Channels of an image."""
         return 1
 
+    @property
+    def normalisation(self) -> str | None:
+        """How the intensities of all images were scaled, so that a new scan can be; None where that is not known."""
+        return None
+
     def setup(self, stage: str) -> None:
         """Check the split against the data and, to train, open the training patients.
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mambaseg.datamodules.base import DATAMODULES, SegmentationDataModule
+from mambaseg.datamodules.normalise import BY_PUBLISHER
 from mambaseg.datamodules.source import CaseSource
 from mambaseg.datamodules.splits import Split, load_split, random_split
 from mambaseg.datamodules.storage import PreparedDataset
@@ -34,6 +35,15 @@ class PreparedDataModule(SegmentationDataModule):
     def open_source(self) -> CaseSource:
         """Open the prepared folder; see the base class."""
         return PreparedDataset(self.root)
+
+    @property
+    def normalisation(self) -> str | None:
+        """What importing did to all images; what ACDC's publisher had done, ``clip99`` repeats."""
+        if not isinstance(self.source, PreparedDataset):
+            return None
+        done = {case.normalisation for case in self.source.manifest.cases.values()}
+        done = {"clip99" if how == BY_PUBLISHER else how for how in done}
+        return done.pop() if len(done) == 1 else None
 
     def make_split(self, source: CaseSource) -> Split:
         """Load or draw the split; see the base class."""

@@ -15,7 +15,7 @@ from mambaseg.experiment import read_mapping, without_weights
 from mambaseg.io.checkpoint_file import damage
 from mambaseg.lightning_cli import RESOLVED
 from mambaseg.methods import CoTrainingModule
-from mambaseg.methods.cotraining import TASK
+from mambaseg.methods.cotraining import NORMALISATION, TASK
 
 
 def load_trained(run: Path, checkpoint: Path) -> CoTrainingModule:
@@ -54,6 +54,7 @@ def load_trained(run: Path, checkpoint: Path) -> CoTrainingModule:
             f"{checkpoint}: its weights do not fit {run / RESOLVED} ({str(error).splitlines()[0]}). "
             "Give a checkpoint of this run."
         ) from error
+    model.normalisation = saved.get(NORMALISATION)
     return model.eval()
 
 

@@ -9,6 +9,7 @@ from mambaseg.errors import InputError
 from mambaseg.runs import find_checkpoint, find_run
 
 SUFFIXES = (".nii", ".nii.gz")
+DEFAULT_NORMALISATION = "clip99"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,7 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, help="folder of the masks (default: RUN/predictions)")
     parser.add_argument("--checkpoint", default="best", metavar="best|last|CKPT", help="which weights (default: best)")
     parser.add_argument("--predictor", help="a student's name (default: the ensemble, or the only student)")
-    parser.add_argument("--normalise", default="clip99", choices=["clip99", "minmax", "none"], help="as in training")
+    how = "how intensities are scaled (default: as in training, clip99 where the run does not tell)"
+    parser.add_argument("--normalise", choices=["clip99", "minmax", "none"], help=how)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -40,9 +42,11 @@ def run(arguments: argparse.Namespace) -> int:
     predictor = arguments.predictor or headline_predictor(model.predictor_names)
     if predictor not in model.predictor_names:
         raise InputError(f"--predictor {predictor!r}: this run has {', '.join(model.predictor_names)}.")
+    normalise = arguments.normalise or model.normalisation or DEFAULT_NORMALISATION
     for scan in track(scans, description="segmenting"):
-        segment(model, scan, output / f"{stem(scan)}_seg.nii.gz", predictor, arguments.normalise)
+        segment(model, scan, output / f"{stem(scan)}_seg.nii.gz", predictor, normalise)
     print(f"{len(scans)} masks by {predictor!r} in {output}; label values: {labels_of(model)}")  # noqa: T201
+    print(f"Intensities were scaled by {normalise}")  # noqa: T201
     print("Next: open a scan and its mask together, for example in ITK-SNAP")  # noqa: T201
     return 0
 

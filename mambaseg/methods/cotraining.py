@@ -31,6 +31,8 @@ from mambaseg.networks import SegmentationNetwork, create_network, list_networks
 
 TASK = "task"
 """Where a checkpoint keeps what the data decided about the networks: the arguments that rebuild them without it."""
+NORMALISATION = "normalisation"
+"""Where it keeps how the images' intensities were scaled."""
 
 
 class CoTrainingModule(L.LightningModule, ABC):
@@ -88,6 +90,8 @@ class CoTrainingModule(L.LightningModule, ABC):
         self.strong_view = strong_view
         self.split_batch = split_batch
         self.cuda_graphs = cuda_graphs
+        # How the images of training were scaled: what prediction does to a new scan.
+        self.normalisation: str | None = None
         self._graphs: StudentGraphs | None = None
         self.last_scores: list[CaseScore] = []
 
@@ -215,6 +219,7 @@ class CoTrainingModule(L.LightningModule, ABC):
 
         Teachers predict in evaluation mode, but start in training mode: Lightning warns of what does not.
         """
+        self.normalisation = getattr(self.trainer.datamodule, "normalisation", None)  # type: ignore[attr-defined]
         for module in self.modules():
             if isinstance(module, EmaTeacher):
                 module.train()
@@ -258,6 +263,7 @@ class CoTrainingModule(L.LightningModule, ABC):
             "in_channels": self.in_channels,
             "class_names": list(self.class_names),
         }
+        checkpoint[NORMALISATION] = self.normalisation
 
     def on_validation_epoch_start(self) -> None:
         """Start a fresh table of scores."""

@@ -26,6 +26,7 @@ def trained(tmp_path_factory):
         label = generator.integers(0, 3, image.shape).astype(np.uint8)
         write_nifti(folder / "source" / "labels" / f"p{patient}.nii.gz", label)
     words = ["--source", str(folder / "source"), "--out", str(folder / "data"), "--classes", CLASSES]
+    words += ["--normalise", "minmax"]
     assert main(["prepare", "folder", *words]) == 0
     network = {"network": "unet", "options": {"channels": [4, 4, 4, 4, 4]}}
     experiment = {
@@ -55,6 +56,7 @@ def test_the_data_is_not_needed(trained, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "masks by 'ensemble'" in printed
     assert "1 cavity, 2 wall" in printed
+    assert "scaled by minmax" in printed  # as the training data were
     mask = nibabel.load(tmp_path / "out" / "scan_seg.nii.gz")
     assert mask.shape == (33, 21, 3)
     assert np.allclose(mask.affine, AFFINE)

@@ -16,6 +16,7 @@ from mambaseg.datamodules.demo import DemoDataModule
 from mambaseg.datamodules.phantom import Phantom
 from mambaseg.datamodules.prepared import resolve_root
 from mambaseg.datamodules.sampling import SampleKey
+from mambaseg.datamodules.storage import PreparedDataset
 from mambaseg.datamodules.transforms import TRANSFORMS, create_transform
 from mambaseg.errors import InputError
 
@@ -286,3 +287,17 @@ def test_yaml_refuses_a_misspelt_setting():
     demo = {"class_path": "mambaseg.datamodules.demo.DemoDataModule", "init_args": {"labelled_patient": 2}}
     with pytest.raises(ArgumentError, match="labelled_patient"):
         parser.parse_object({"data": demo})
+
+
+@pytest.mark.parametrize(
+    ("done", "meaning"),
+    [(["clip99", "publisher"], "clip99"), (["minmax", "minmax"], "minmax"), (["minmax", "clip99"], None)],
+)
+def test_prepared_data_tell_how_a_new_scan_is_scaled(done, meaning, monkeypatch):
+    data = ACDCDataModule(root="nowhere")
+    source = PreparedDataset.__new__(PreparedDataset)
+    cases = {str(number): SimpleNamespace(normalisation=how) for number, how in enumerate(done)}
+    source.manifest = SimpleNamespace(cases=cases)
+    monkeypatch.setattr(ACDCDataModule, "source", source)
+    assert data.normalisation == meaning
+    assert DemoDataModule(**SMALL).normalisation is None
