@@ -7,7 +7,6 @@ exists already in the folder is read, not repeated. ``plot_learning.py`` draws t
 """
 
 import argparse
-import csv
 import datetime
 import importlib.metadata
 import json
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 
 from mambaseg.experiment import find_experiment, load_experiment
+from mambaseg.io.csv_record import append_rows
 
 RESULTS = Path(__file__).parent / "results" / "semi_acdc_learning.csv"
 COLUMNS = ("recipe", "step", "predictor", "dice", "dice_with_background", "it_per_s", "peak_gib", "load", "seed")
@@ -85,12 +85,7 @@ def main() -> None:
         if not (folder / "metrics.jsonl").exists():
             train(experiment, folder, arguments.steps, arguments.every)
         new = rows(experiment, folder, arguments.steps)
-        is_new = not arguments.output.exists()
-        with arguments.output.open("a", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-            if is_new:
-                writer.writeheader()
-            writer.writerows(new)
+        append_rows(arguments.output, new, COLUMNS)
         best = {row["predictor"]: row["dice"] for row in new}
         print(experiment, f"{new[-1]['it_per_s']} it/s, {new[-1]['peak_gib']} GiB, last Dice {best}", flush=True)
 

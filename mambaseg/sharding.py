@@ -68,21 +68,8 @@ class ShardedStrategy(ModelParallelStrategy):
         """Free what was gathered."""
         self._free()
 
-    def on_test_start(self) -> None:
-        """Gather whole networks."""
-        self._gather()
-
-    def on_test_end(self) -> None:
-        """Free what was gathered."""
-        self._free()
-
-    def on_predict_start(self) -> None:
-        """Gather whole networks."""
-        self._gather()
-
-    def on_predict_end(self) -> None:
-        """Free what was gathered."""
-        self._free()
+    on_test_start = on_predict_start = on_validation_start
+    on_test_end = on_predict_end = on_validation_end
 
     @property
     def _module(self) -> L.LightningModule:

@@ -1,8 +1,6 @@
 """The training step of an experiment, outside Lightning's loop, to be timed and profiled."""
 
 import copy
-import ctypes
-import gc
 import itertools
 import os
 import time
@@ -16,7 +14,6 @@ from torch._C._autograd import DeviceType
 
 from mambaseg.callbacks.finite_guard import FiniteGuard
 from mambaseg.callbacks.step_clock import StepWindow
-from mambaseg.callbacks.throughput import BYTES_PER_GIB
 from mambaseg.datamodules.batch import Batch
 from mambaseg.lightning_cli import TrainingCLI
 from mambaseg.networks.cost import FLOPS_PER_MAC, forward_cost
@@ -150,37 +147,6 @@ class OperatorTime:
     name: str
     own_ms: float
     calls: float
-
-
-class PeakMemory:
-    """The most memory since it was made: on a GPU what the allocator has reserved, on a CPU what is resident.
-
-    Reserved, not allocated: what CUDA graphs keep in pools of their own is in the former alone.
-
-    Args:
-        device: Whose memory.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.init()  # type: ignore[no-untyped-call]
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats(device)
-        elif Path("/proc/self/clear_refs").exists():
-            ctypes.CDLL(None).malloc_trim(0)
-            Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts again from what is resident now
-
-    def gib(self) -> float | None:
-        """Return the peak until now; None where this system does not tell."""
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_reserved(self.device) / BYTES_PER_GIB
-        status = Path("/proc/self/status")
-        if not status.exists():
-            return None
-        peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(peak.split()[1]) * 1024 / BYTES_PER_GIB
 
 
 def process_age() -> float | None:

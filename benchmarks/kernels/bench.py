@@ -14,7 +14,6 @@ plans than the library's.
 
 import argparse
 import contextlib
-import csv
 import datetime
 import gc
 import importlib.metadata
@@ -34,6 +33,7 @@ import torch
 from case import OURS, Case, held_by, results, runs
 from timing import Call, Timing, copy_of_a_large_buffer, launched, peak_mib, replayed, stream_for_graphs
 
+from mambaseg.io.csv_record import append_rows
 from mambaseg.kernels import backend
 
 RESULTS = Path(__file__).with_suffix(".csv")
@@ -85,7 +85,7 @@ class Report:
         self.rows.append(row)
         print(*(row.get(name, "") for name in PRINTED), sep="\t", flush=True)
         if self.path is not None:
-            append(self.path, row)
+            append_rows(self.path, [row], COLUMNS)
 
 
 def commit_of_the_code() -> str:
@@ -93,15 +93,6 @@ def commit_of_the_code() -> str:
 
     version = code_version()
     return (version.git_sha or "unknown")[:7] + ("+" if version.git_dirty else "")
-
-
-def append(path: Path, row: Row) -> None:
-    is_new = not path.exists()
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        if is_new:
-            writer.writeheader()
-        writer.writerow(row)
 
 
 def chosen_cases(size: str, dtypes: list[str], kernels: list[str]) -> list[Case]:

@@ -9,9 +9,6 @@ A network that fails gets a row that says so, and the exit status is 1. ``--tabl
 """
 
 import argparse
-import csv
-import ctypes
-import gc
 import importlib.metadata
 import itertools
 import multiprocessing
@@ -33,9 +30,11 @@ from torch import Tensor
 
 from mambaseg.callbacks.provenance import code_version
 from mambaseg.errors import InputError
+from mambaseg.io.csv_record import append_rows
 from mambaseg.networks import Network, create_network
 from mambaseg.networks.cost import EXAMPLES, listed_costs
 from mambaseg.networks.register import NETWORKS, TASKS
+from mambaseg.peak_memory import BYTES_PER_GIB, peak_resident_gib, release_memory, start_peak
 
 RESULTS = Path(__file__).with_suffix(".csv")
 COLUMNS = ("network", "pass", "mode", "precision", "batch", "size", "ms_p50", "img_per_s", "peak_gib", "error")
@@ -156,42 +155,24 @@ def wall_ms(run: Call) -> float:
     return (time.perf_counter() - start) * 1e3
 
 
-class PeakMemory:
+class NetworkMemory:
     """The most memory since it was made: allocated on the GPU, or resident beyond what the process held before."""
 
     def __init__(self, device: str) -> None:
         self.device = device
-        release_memory(device)
-        if device == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        else:
-            Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts again from what is resident
-            self.before = most_resident_gib()
+        start_peak(torch.device(device))
+        self.before = peak_resident_gib() or 0.0
 
     def gib(self) -> float:
         """Return the peak until now."""
         if self.device == "cuda":
-            return torch.cuda.max_memory_allocated() / 2**30
-        return most_resident_gib() - self.before
-
-
-def release_memory(device: str) -> None:
-    """Give back what earlier networks left behind."""
-    gc.collect()
-    if device == "cuda":
-        torch.cuda.empty_cache()
-    else:
-        ctypes.CDLL(None).malloc_trim(0)
-
-
-def most_resident_gib() -> float:
-    status = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 2**20
+            return torch.cuda.max_memory_allocated() / BYTES_PER_GIB
+        return (peak_resident_gib() or 0.0) - self.before
 
 
 def measure(name: str, setting: Setting, of: str, mode: str) -> dict[str, object]:
     """Return the figures of one row."""
-    memory = PeakMemory(setting.device)
+    memory = NetworkMemory(setting.device)
     network, images = setting.build(name)
     module: Any = network
     if mode.startswith("compiled"):
@@ -205,7 +186,7 @@ def measure(name: str, setting: Setting, of: str, mode: str) -> dict[str, object
 def compile_kernels(job: tuple[str, Setting]) -> str:
     """Run a training step of a network once, for the Triton kernels that it leaves in the cache; return what failed."""
     name, setting = job
-    release_memory(setting.device)
+    release_memory(torch.device(setting.device))
     try:
         training(*setting.build(name), setting)()
         torch.cuda.synchronize()
@@ -256,16 +237,6 @@ def first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
-def append(path: Path, row: dict[str, object]) -> None:
-    is_new = not path.exists()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        if is_new:
-            writer.writeheader()
-        writer.writerow(row)
-
-
 def parse() -> argparse.Namespace:
     on_gpu = torch.cuda.is_available()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -308,7 +279,7 @@ def main() -> int:
     failed = []
     measured = 0
     for row in rows(arguments.names, setting, modes, arguments.passes):
-        append(arguments.output, row)
+        append_rows(arguments.output, [row], COLUMNS)
         print(*(row.get(column, "") for column in shown), sep="\t", flush=True)
         measured += 1
         if "error" in row:

@@ -31,12 +31,7 @@ def merge_norm_gate(y: Tensor, z: Tensor | None, weight: Tensor, bias: Tensor, e
     _check_shapes(y, z, weight, bias)
     if backend.forced_backend() == "reference":
         return merge_norm_gate_reference(y, z, weight, bias, eps)
-    save = torch.is_grad_enabled() and any(
-        tensor is not None and tensor.requires_grad for tensor in (y, z, weight, bias)
-    )
-    dtype = y.dtype if z is None else z.dtype
-    out: Tensor = norm_gate_forward(y, z, weight, bias, eps, save, dtype)[0]
-    return out
+    return _run(y, z, weight, bias, eps, y.dtype if z is None else z.dtype)
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5, dtype: torch.dtype | None = None) -> Tensor:
@@ -65,10 +60,14 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5, dtype
     dtype = x.dtype if dtype is None else dtype
     if backend.forced_backend() == "reference":
         return layer_norm_reference(x, weight, bias, eps).to(dtype)
-    save = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, weight, bias))
-    rows = x.reshape(1, -1, 1, channels)
-    out: Tensor = norm_gate_forward(rows, None, weight, bias, eps, save, dtype)[0]
-    return out.view(x.shape)
+    return _run(x.reshape(1, -1, 1, channels), None, weight, bias, eps, dtype).view(x.shape)
+
+
+def _run(y: Tensor, z: Tensor | None, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+    given = (y, z, weight, bias)
+    save = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in given)
+    out: Tensor = norm_gate_forward(*given, eps, save, dtype)[0]
+    return out
 
 
 def _check_shapes(y: Tensor, z: Tensor | None, weight: Tensor, bias: Tensor) -> None:

@@ -8,8 +8,7 @@ import torch
 from mambaseg.callbacks.context import logged_step
 from mambaseg.callbacks.step_clock import StepClock
 from mambaseg.errors import InputError
-
-BYTES_PER_GIB = 1 << 30
+from mambaseg.peak_memory import BYTES_PER_GIB
 
 
 class Throughput(pl.Callback):

@@ -128,7 +128,8 @@ def measure(
 
     from mambaseg.lightning_cli import build
     from mambaseg.peak_flops import arithmetic_of, peak_flops
-    from mambaseg.step_benchmark import PeakMemory, TrainingStep, process_age
+    from mambaseg.peak_memory import PeakMemory
+    from mambaseg.step_benchmark import TrainingStep, process_age
 
     with tempfile.TemporaryDirectory() as folder:
         cli = build(config, path, Path(folder), track=False)

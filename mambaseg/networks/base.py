@@ -74,11 +74,11 @@ class ClassificationNetwork(Network):
 class SegmentationNetwork(Network):
     """A network from images to logits of the same size, for any input size.
 
-    A subclass gives the encoder (``features``), the decoder (``decode``) and the head (``classify``); this class pads
-    the input to a multiple of ``stride`` and crops the logits back. The seam between decoder and head is public because
-    pixel-level contrast works on decoder features.
+    A subclass gives the encoder (``features``), the decoder (``decode_levels``) and the head (``classify``); this class
+    pads the input to a multiple of ``stride`` and crops the logits back. The seam between decoder and head is public
+    because pixel-level contrast works on decoder features.
 
-    A network that can be built with deep supervision gives ``decode_levels`` and ``classify_auxiliary`` too. Its
+    A network that can be built with deep supervision gives ``classify_auxiliary`` too. Its
     auxiliary heads exist only when it is built so: then ``forward`` returns a list and every parameter has a part in
     it. ``forward_with_features`` never computes auxiliary logits. Weights trained with deep supervision load into a
     network without; the heads that it lacks are ignored.
@@ -100,16 +100,19 @@ class SegmentationNetwork(Network):
         self.register_load_state_dict_pre_hook(_drop_absent_heads)  # type: ignore[no-untyped-call]
 
     @abstractmethod
+    def decode_levels(self, pyramid: Sequence[Tensor]) -> list[Tensor]:
+        """Return the decoder maps that are supervised, (B, C_i, *S_i) each, from the pyramid of ``features``.
+
+        The first is the decoder's last map, (B, decoder_channels, *S').
+        """
+
     def decode(self, pyramid: Sequence[Tensor]) -> Tensor:
-        """Return the decoder's last feature map, (B, decoder_channels, *S'), from the pyramid of ``features``."""
+        """Return the first map of ``decode_levels``; a network that can make it alone does."""
+        return self.decode_levels(pyramid)[0]
 
     @abstractmethod
     def classify(self, decoded: Tensor) -> Tensor:
         """Return logits (B, K, *S) at the padded size from the map of ``decode``."""
-
-    def decode_levels(self, pyramid: Sequence[Tensor]) -> list[Tensor]:
-        """Return the decoder maps that are supervised, (B, C_i, *S_i) each, the one of ``decode`` first."""
-        return [self.decode(pyramid)]
 
     def classify_auxiliary(self, levels: Sequence[Tensor]) -> list[Tensor]:
         """Return logits (B, K, *S_i) of the maps that ``decode_levels`` returns after the first."""

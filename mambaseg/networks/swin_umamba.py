@@ -90,10 +90,6 @@ class SwinUMamba(SegmentationNetwork):
         stem = self.stem(x)
         return [x, stem, *self.vssm_encoder(stem)]
 
-    def decode(self, pyramid: Sequence[Tensor]) -> Tensor:
-        """Return the full-size decoder map (B, embed_dim / 2, H, W)."""
-        return self.decode_levels(pyramid)[0]
-
     def decode_levels(self, pyramid: Sequence[Tensor]) -> list[Tensor]:
         """Return the decoder maps of strides 1, 2, 4 and 8."""
         *skips, x = pyramid

@@ -139,13 +139,8 @@ class SwinUMambaD(SegmentationNetwork):
         pyramid: list[Tensor] = self.vssm_encoder(x)
         return pyramid
 
-    def decode(self, pyramid: Sequence[Tensor]) -> Tensor:
-        """Return the decoder map (B, embed_dim, H/4, W/4)."""
-        levels: list[Tensor] = self.decoder(pyramid)
-        return levels[0]
-
     def decode_levels(self, pyramid: Sequence[Tensor]) -> list[Tensor]:
-        """Return the map of ``decode`` for the full size, and again before the maps of strides 8 and 16."""
+        """Return the map (B, embed_dim, H/4, W/4) for the full size, and again before the maps of strides 8 and 16."""
         levels: list[Tensor] = self.decoder(pyramid)
         return [levels[0], *levels]
 

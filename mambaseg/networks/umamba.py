@@ -119,10 +119,6 @@ class UMamba(SegmentationNetwork):
         *skips, deepest = self.encoder(x)
         return [*skips, deepest if self.mamba_layer is None else self.mamba_layer(deepest)]
 
-    def decode(self, pyramid: Sequence[Tensor]) -> Tensor:
-        """Return the full-size decoder map (B, base_channels, *S)."""
-        return self.decode_levels(pyramid)[0]
-
     def decode_levels(self, pyramid: Sequence[Tensor]) -> list[Tensor]:
         """Return the map of every decoder stage, full size first."""
         levels: list[Tensor] = self.decoder(pyramid)

@@ -159,10 +159,6 @@ class UNet(SegmentationNetwork):
         pyramid: list[Tensor] = self.encoder(x)
         return pyramid
 
-    def decode(self, pyramid: Sequence[Tensor]) -> Tensor:
-        """Return the full-size decoder map (B, channels[0], H, W)."""
-        return self.decode_levels(pyramid)[0]
-
     def decode_levels(self, pyramid: Sequence[Tensor]) -> list[Tensor]:
         """Return the maps of the four up blocks, strides 1, 2, 4 and 8."""
         levels: list[Tensor] = self.decoder(pyramid)

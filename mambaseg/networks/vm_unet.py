@@ -79,10 +79,6 @@ class VMUNet(PatchEncoder):
             self.auxiliary_outputs = nn.ModuleList(nn.Conv2d(dim, num_classes, 1) for dim in self.dims[1:-1])
         self.apply(init_linear)
 
-    def decode(self, pyramid: Sequence[Tensor]) -> Tensor:
-        """Return the decoder map (B, embed_dim, H/4, W/4)."""
-        return self.decode_levels(pyramid)[0]
-
     def decode_levels(self, pyramid: Sequence[Tensor]) -> list[Tensor]:
         """Return the maps of the decoder stages that expand, (B, C_i, H_i, W_i), finest first."""
         *inputs, x = (level.permute(0, 2, 3, 1) for level in pyramid)

@@ -15,8 +15,9 @@ from mambaseg.commands.bench import advice
 from mambaseg.experiment import find_experiment, load_experiment
 from mambaseg.lightning_cli import build
 from mambaseg.networks.cost import build_on_meta, forward_cost
+from mambaseg.peak_memory import PeakMemory
 from mambaseg.reports.step_rows import Row
-from mambaseg.step_benchmark import PeakMemory, TrainingStep
+from mambaseg.step_benchmark import TrainingStep
 
 CHANNELS = [4, 4, 4, 4, 4]
 

@@ -28,6 +28,17 @@ from tests.datamodules.layouts import (
 )
 
 
+def assert_refused(write, damage, words, tmp_path):
+    """Write scans in a layout, damage the first one, and look for words in what importing says."""
+    scans = make_scans()
+    write(tmp_path / "source", scans)
+    damage(tmp_path / "source", scans[0])
+    with pytest.raises(InputError) as caught:
+        import_acdc(tmp_path / "source", tmp_path / "out")
+    for word in words:
+        assert word in str(caught.value)
+
+
 def _edit_h5(path: Path, **arrays: np.ndarray | None) -> None:
     with h5py.File(path, "a") as file:
         for key, array in arrays.items():
@@ -148,13 +159,7 @@ def _slice_named_as_volume(source, scan):
     ],
 )
 def test_bad_hdf5_is_named(damage, words, tmp_path):
-    scans = make_scans()
-    write_wsl_volumes(tmp_path / "source", scans)
-    damage(tmp_path / "source", scans[0])
-    with pytest.raises(InputError) as caught:
-        import_acdc(tmp_path / "source", tmp_path / "out")
-    for word in ["1 of 6 cases", "patient001_frame01.h5", *words]:
-        assert word in str(caught.value)
+    assert_refused(write_wsl_volumes, damage, ["1 of 6 cases", "patient001_frame01.h5", *words], tmp_path)
 
 
 def test_all_bad_files_are_named_at_once_and_the_good_ones_kept(tmp_path):
@@ -314,10 +319,4 @@ def _patient_twice(source, scan):
     ],
 )
 def test_bad_challenge_files_are_named(damage, words, tmp_path):
-    scans = make_scans()
-    write_challenge(tmp_path / "source", scans)
-    damage(tmp_path / "source", scans[0])
-    with pytest.raises(InputError) as caught:
-        import_acdc(tmp_path / "source", tmp_path / "out")
-    for word in words:
-        assert word in str(caught.value)
+    assert_refused(write_challenge, damage, words, tmp_path)

@@ -37,3 +37,10 @@ def test_a_file_that_is_no_such_table_is_refused_and_kept(tmp_path):
     with pytest.raises(InputError, match=r"r\.csv"):
         append_rows(path, [{"a": 1}])
     assert path.read_text() == "a,b\n1,2,3\n"
+
+
+def test_a_new_file_has_its_columns_in_the_order_asked_for(tmp_path):
+    path = tmp_path / "rows.csv"
+    append_rows(path, [{"c": 1, "a": 2}], ("a", "b"))
+    append_rows(path, [{"b": 3}], ("b", "a"))
+    assert path.read_text() == "a,b,c\n2,,1\n,3,\n"

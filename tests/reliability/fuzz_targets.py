@@ -257,13 +257,16 @@ class PreparedTarget(SourceTarget):
         content = path.read_bytes()
         path.write_bytes(damage)
         try:
-            data = PreparedDataset(self.out)
-            found = arrays_of(data)
-            through_the_datasets(data)
-            self.judge(data, found)
-            return "equal"
+            return self.read()
         finally:
             path.write_bytes(content)
+
+    def read(self):
+        data = PreparedDataset(self.out)
+        found = arrays_of(data)
+        through_the_datasets(data)
+        self.judge(data, found)
+        return "equal"
 
     def judge(self, data, found):
         for (case, kind), array in found.items():
@@ -293,11 +296,7 @@ class CaseFileTarget(ManifestTarget):
             layouts = DATASETS.get("acdc").layouts_for("auto")
             request = PrepareRequest("acdc", self.class_names, layouts, self.work, self.out, "none", workers=1)
             prepare(request)
-            data = PreparedDataset(self.out)
-            found = arrays_of(data)
-            through_the_datasets(data)
-            self.judge(data, found)
-            return "equal"
+            return self.read()
         finally:
             shutil.rmtree(self.out)
             for place, content in saved.items():

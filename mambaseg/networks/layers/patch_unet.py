@@ -80,10 +80,6 @@ class PatchUNet(PatchEncoder):
         *skips, last = super().features(x)
         return [*skips, self.norm(last.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)]
 
-    def decode(self, pyramid: Sequence[Tensor]) -> Tensor:
-        """Return the decoder map (B, embed_dim, H/4, W/4)."""
-        return self.decode_levels(pyramid)[0]
-
     def decode_levels(self, pyramid: Sequence[Tensor]) -> list[Tensor]:
         """Return the map of every decoder stage before it is expanded, (B, C_i, H_i, W_i), finest first."""
         *skips, bottleneck = (level.permute(0, 2, 3, 1) for level in pyramid)
