@@ -51,7 +51,7 @@ def compiled(kernel: Any, dtype: str, plan: Plan) -> str:
     constants = {
         "N": 16, "BLOCK_N": 16, "RANK": 0, "BLOCK_R": 0, "ORDER": 0, "CHUNK": GPU_CHUNK, "STEPS": plan.steps,
         "CHANNELS": plan.channels, "SPLIT": plan.split, "HAS_D": True, "HAS_BIAS": True, "SOFTPLUS": True,
-        "HAS_GRAD_LAST": False, "WIDE": False,
+        "HAS_GRAD_LAST": False, "WIDE": False, "PREFETCH": True,
     }  # fmt: skip
     given = {name: value for name, value in constants.items() if name in kernel.arg_names}
     signature, multiples_of_16 = {}, {}

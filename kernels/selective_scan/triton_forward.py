@@ -138,21 +138,20 @@ def selective_scan_fwd_kernel(
     Bs = load_rows(B_ptr, positions, B_step, lane, N, BLOCK_N, STEPS, SPLIT)
     Cs = load_rows(C_ptr, positions, C_step, lane, N, BLOCK_N, STEPS, SPLIT)
     for first in range(start, end, STEPS):
-        if (save_states > 0) & (first % CHUNK == 0):
-            row = (batch * chunks + first // CHUNK) * groups + group
-            store_states(
-                states_ptr + row * N * channels, h, N, channel, lane, channels, N, BLOCK_N, CHANNELS, SPLIT
-            )  # fmt: skip
         next_positions, place = walk(path, place, STEPS, ORDER)
         next_positions = keep_inside(next_positions, first + STEPS, start, end, path, STEPS, ORDER, WIDE)
         next_served, next_alive, next_us, next_deltas = read_block(
             u_ptr, u_step, delta_ptr, delta_step, next_positions, first + STEPS, start, end, lane, channel, channels,
             RANK, BLOCK_R, STEPS, ORDER, CHANNELS, SPLIT,
         )  # fmt: skip
-
         next_Bs = load_rows(B_ptr, next_positions, B_step, lane, N, BLOCK_N, STEPS, SPLIT)
         next_Cs = load_rows(C_ptr, next_positions, C_step, lane, N, BLOCK_N, STEPS, SPLIT)
-
+        # The loads stand above this branch: below it, they would be moved down to where the next block uses them.
+        if (save_states > 0) & (first % CHUNK == 0):
+            row = (batch * chunks + first // CHUNK) * groups + group
+            store_states(
+                states_ptr + row * N * channels, h, N, channel, lane, channels, N, BLOCK_N, CHANNELS, SPLIT
+            )  # fmt: skip
         dts = step_sizes(deltas, weights, bias, alive, SOFTPLUS, BLOCK_R, SERVED, CHANNELS)[1]
         us = served_tile(us, SERVED, CHANNELS)
         xs = multiply(dts, us, SERVED * CHANNELS)

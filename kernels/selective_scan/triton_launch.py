@@ -8,6 +8,7 @@ import triton
 from torch import Tensor
 from torch.nn import functional as F
 
+from mambaseg.kernels.backend import interpreting
 from mambaseg.kernels.launch import inner_contiguous, on_device, refuse_float64
 from mambaseg.kernels.selective_scan.inputs import ScanInputs
 from mambaseg.kernels.selective_scan.triton_backward import selective_scan_bwd_kernel
@@ -20,7 +21,7 @@ FEW_PROGRAMS, ENOUGH_PROGRAMS = 350, 1500
 """Programs of one warp below which time is cut into segments, and to how many: before, the pass that joins segments
 costs more than it gains. Measured with 132 multiprocessors (README.md)."""
 FULL_RATE_REGISTERS = 168
-"""Registers a lane of a backward pass may use where they suffice: three warps a scheduler instead of two."""
+"""Registers a lane may use where they suffice: three warps a scheduler instead of two."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def choose_plan(rows: int, length: int, channels: int, d_state: int, rank: int, 
     if programs < FEW_PROGRAMS:
         while programs * segments < ENOUGH_PROGRAMS and length >= 64 * segments * 2:
             segments *= 2
-    return Plan(split, by_lane, steps, segments, FULL_RATE_REGISTERS if backward and not rank else None)
+    return Plan(split, by_lane, steps, segments, None if backward and rank else FULL_RATE_REGISTERS)
 
 
 @dataclass(frozen=True)
@@ -294,6 +295,7 @@ def backward(
             *scan.sizes(),
             HAS_D=inputs.D is not None,
             HAS_GRAD_LAST=grad_last_state is not None,
+            PREFETCH=not interpreting(),
             CHUNK=chunk,
             **scan.constants(),
         )
