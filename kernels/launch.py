@@ -1,12 +1,62 @@
 """What the host sides of the Triton kernels share."""
 
 import contextlib
-from collections.abc import Iterator
+import contextvars
+import functools
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from mambaseg.kernels.backend import ScanBackendError
+from mambaseg.kernels.backend import ScanBackendError, interpreting, triton_installed
+
+MOST_COMPILERS = 16
+_compiling: contextvars.Context | None = None
+"""While kernels are compiled together: the context in which Triton hands them to threads."""
+
+
+def launch(kernel: Any, *grid: int) -> Callable[..., Any]:
+    """Return what launches a kernel with its arguments; within ``compiling_together``, what asks for its machine code.
+
+    Args:
+        kernel: A function under ``triton.jit``.
+        grid: Programs along each axis.
+    """
+    if _compiling is None:
+        return kernel[grid]  # type: ignore[no-any-return]
+    return functools.partial(_compiling.copy().run, kernel.warmup, grid=grid)
+
+
+@contextlib.contextmanager
+def compiling_together() -> Iterator[None]:
+    """Compile the kernels that are launched inside, all at once, instead of running them.
+
+    Triton compiles a kernel when it is first launched, for up to ten seconds each, one after the other. A pass run
+    inside meets all of them, its results are whatever lay in memory, and at the end of the block the kernels are there.
+    Does nothing where Triton is missing, interpreted, or older than its ``AsyncCompileMode``.
+    """
+    global _compiling
+    if not triton_installed() or interpreting():
+        yield
+        return
+    import triton
+
+    if not hasattr(triton, "AsyncCompileMode"):
+        yield
+        return
+    with (
+        ThreadPoolExecutor(min(MOST_COMPILERS, os.cpu_count() or 1)) as threads,
+        triton.AsyncCompileMode(threads),
+    ):
+        # Kept for backward passes, which autograd launches from threads that know nothing of this one's context.
+        _compiling = contextvars.copy_context()
+        try:
+            yield
+        finally:
+            _compiling = None
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from mambaseg.kernels.causal_conv1d.triton_kernels import (
     causal_conv1d_fwd_kernel,
     causal_conv1d_update_kernel,
 )
-from mambaseg.kernels.launch import inner_contiguous, on_device, refuse_float64
+from mambaseg.kernels.launch import inner_contiguous, launch, on_device, refuse_float64
 
 STEPS = 8
 """Steps whose loads are issued together."""
@@ -47,7 +47,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, initial_states: Tens
     steps = segment_length(rows, length, fewest=16)
     segments = triton.cdiv(length, steps)
     with on_device(x.device):
-        causal_conv1d_fwd_kernel[(rows * segments,)](
+        launch(causal_conv1d_fwd_kernel, rows * segments)(
             x,
             weight.contiguous(),
             x if bias is None else bias.contiguous(),
@@ -78,7 +78,7 @@ def backward(
     grad_initial = torch.empty(batch, channels, history, dtype=torch.float32, device=x.device)
     shares = torch.empty(batch, segments, width + 1, channels, dtype=torch.float32, device=x.device)
     with on_device(x.device):
-        causal_conv1d_bwd_kernel[(rows * segments,)](
+        launch(causal_conv1d_bwd_kernel, rows * segments)(
             grad_out,
             x,
             weight.contiguous(),
@@ -106,7 +106,7 @@ def update(x: Tensor, conv_state: Tensor, weight: Tensor, bias: Tensor | None, s
     x = inner_contiguous(x)
     out = torch.empty(batch, channels, dtype=x.dtype, device=x.device)
     with on_device(x.device):
-        causal_conv1d_update_kernel[(batch, triton.cdiv(channels, UPDATE_BLOCK))](
+        launch(causal_conv1d_update_kernel, batch, triton.cdiv(channels, UPDATE_BLOCK))(
             x,
             conv_state,
             weight.contiguous(),

@@ -7,7 +7,7 @@ import triton
 from torch import Tensor
 
 from mambaseg.kernels.backend import ScanBackendError
-from mambaseg.kernels.launch import inner_contiguous, on_device, refuse_float64
+from mambaseg.kernels.launch import inner_contiguous, launch, on_device, refuse_float64
 from mambaseg.kernels.norm_gate.triton_kernels import norm_gate_bwd_kernel, norm_gate_fwd_kernel
 
 MOST_CHANNELS = 1 << 14
@@ -69,7 +69,7 @@ def forward(
     mean, rstd = (torch.empty(batch, length, dtype=torch.float32, device=y.device) for _ in range(2))
     merged = torch.empty((batch, length, channels) if save_merged else (0,), dtype=y.dtype, device=y.device)
     with on_device(y.device):
-        norm_gate_fwd_kernel[(triton.cdiv(rows, tile.rows),)](
+        launch(norm_gate_fwd_kernel, triton.cdiv(rows, tile.rows))(
             y,
             out if gate is None else gate,
             weight.contiguous(),
@@ -110,7 +110,7 @@ def backward(
     grad_z = grad_out.new_empty(0) if gate is None else torch.empty_like(gate, memory_format=torch.contiguous_format)
     shares = torch.empty(programs, 2, channels, dtype=torch.float32, device=merged.device)
     with on_device(merged.device):
-        norm_gate_bwd_kernel[(programs,)](
+        launch(norm_gate_bwd_kernel, programs)(
             grad_out,
             merged,
             merged if gate is None else gate,

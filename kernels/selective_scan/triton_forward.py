@@ -1,9 +1,9 @@
 """The forward scan as Triton kernels, whole or in segments of time that run at once.
 
 A program is one warp with a block of channels, all their states and one segment of time. With one segment, that is all.
-With several, ``segment_ends_kernel`` first finds what each segment makes of a zero state; the scan of a segment then
-starts from the ends of those before it. No two programs write the same address, so every result is reproducible bit by
-bit. What a block of steps reads by channel is loaded while the block before it is computed.
+With several, ``segment_ends_kernel`` first finds what each segment but the last makes of a zero state; the scan of a
+segment then starts from the ends of those before it. No two programs write the same address, so every result is
+reproducible bit by bit. What a block of steps reads is loaded while the block before it is computed.
 """
 
 # Triton reads these bodies as its own language, in which an annotation selects a specialisation.
@@ -233,16 +233,20 @@ def segment_ends_kernel(
     CHANNELS: tl.constexpr,
     SPLIT: tl.constexpr,
 ):
-    """Find what a segment makes of a zero state, or, ``ADJOINT``, of a zero gradient of its last state."""
+    """Find what a segment makes of a zero state, or, ``ADJOINT``, of a zero gradient of its last state.
+
+    No segment follows the last one (``ADJOINT``, precedes the first), so there is no program for it.
+    """
     STATES: tl.constexpr = BLOCK_N // SPLIT
     SERVED: tl.constexpr = STEPS // (STEPS if STEPS < SPLIT else SPLIT)
     PIECES: tl.constexpr = STATES // WIDEST if STATES > WIDEST else 1
     blocks = tl.cdiv(channels, LANES // SPLIT * CHANNELS)
     program = tl.program_id(0)
     block = program % blocks
-    segment = program // blocks % segments
-    group = program // (blocks * segments) % groups
-    batch = (program // (blocks * segments * groups)).to(tl.int64)
+    followed = segments - 1
+    segment = program // blocks % followed + (1 if ADJOINT else 0)
+    group = program // (blocks * followed) % groups
+    batch = (program // (blocks * followed * groups)).to(tl.int64)
     lane = tl.arange(0, LANES)
     channel = channel_index(block, lane, CHANNELS, SPLIT)
     x_ptr += batch * x_batch + group.to(tl.int64) * x_group

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mambaseg.kernels.backend import interpreting
-from mambaseg.kernels.launch import inner_contiguous, on_device, refuse_float64
+from mambaseg.kernels.launch import inner_contiguous, launch, on_device, refuse_float64
 from mambaseg.kernels.selective_scan.inputs import ScanInputs
 from mambaseg.kernels.selective_scan.triton_backward import selective_scan_bwd_kernel
 from mambaseg.kernels.selective_scan.triton_forward import segment_ends_kernel, selective_scan_fwd_kernel
@@ -197,7 +197,7 @@ class _Scan:
         inputs = self.inputs
         ends = self.empty(self.batch, self.segments, self.groups, self.channels, inputs.d_state)
         dt_sums = self.empty(self.batch, self.segments, self.groups, self.channels)
-        segment_ends_kernel[(self.programs,)](
+        launch(segment_ends_kernel, self.programs // self.segments * (self.segments - 1))(
             x,
             inputs.delta,
             self.optional(inputs.dt_weight),
@@ -225,7 +225,7 @@ def forward(inputs: ScanInputs, chunk: int, save_states: bool) -> tuple[Tensor, 
     states = scan.empty(scan.batch, chunks, scan.groups, scan.channels, inputs.d_state)
     with on_device(out.device):
         ends, dt_sums = scan.segment_ends(inputs.u, inputs.B, adjoint=False)
-        selective_scan_fwd_kernel[(scan.programs,)](
+        launch(selective_scan_fwd_kernel, scan.programs)(
             inputs.u,
             inputs.delta,
             scan.optional(inputs.dt_weight),
@@ -267,7 +267,7 @@ def backward(
     scratch = scan.empty(scan.programs if chunk > plan.steps else 0, chunk // plan.steps, scan.lane_states * WARP)
     with on_device(grad_u.device):
         ends, dt_sums = scan.segment_ends(grad_out, inputs.C, adjoint=True)
-        selective_scan_bwd_kernel[(scan.programs,)](
+        launch(selective_scan_bwd_kernel, scan.programs)(
             grad_out,
             scan.optional(None if grad_last_state is None else grad_last_state.float().contiguous()),
             inputs.u,

@@ -4,7 +4,7 @@ import torch
 import triton
 from torch import Tensor
 
-from mambaseg.kernels.launch import inner_contiguous, on_device, refuse_float64
+from mambaseg.kernels.launch import inner_contiguous, launch, on_device, refuse_float64
 from mambaseg.kernels.selective_state_update.triton_kernels import selective_state_update_kernel
 
 TILE = 1024
@@ -32,7 +32,7 @@ def update(
     block_n = triton.next_power_of_2(d_state)
     block = max(1, TILE // block_n)
     with on_device(x.device):
-        selective_state_update_kernel[(batch, triton.cdiv(channels, block))](
+        launch(selective_state_update_kernel, batch, triton.cdiv(channels, block))(
             state,
             x,
             dt,
