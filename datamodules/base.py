@@ -141,7 +141,8 @@ class SegmentationDataModule(L.LightningDataModule, ABC):
         """Check the split against the data and, to train, open the training patients.
 
         Raises:
-            InputError: Missing data, a leaking split, impossible pools, or a trainer that would replace the samplers.
+            InputError: Missing or damaged data, a leaking split, impossible pools, or a trainer that would replace the
+                samplers.
         """
         self._check_trainer()
         parts: dict[str, list[Part]] = {"fit": ["train", "val"], "validate": ["val"]}
@@ -165,16 +166,23 @@ class SegmentationDataModule(L.LightningDataModule, ABC):
         return ResumableDataLoader(self._train, sampler, self._worker_count(world_size))
 
     def val_dataloader(self) -> DataLoader[Sample] | list[DataLoader[Sample]]:
-        """Return the validation cases of this process; no loader where the split has no validation patients."""
-        return self._evaluation_loader("val") if self.split.val else []
+        """Return the validation cases of this process; no loader where the split has no validation patients.
+
+        Lightning asks for it before training begins, and that is when a damaged case is found.
+        """
+        if not self.split.val:
+            return []
+        cases = self._evaluation_cases("val")
+        cases.open()
+        return self._evaluation_loader(cases)
 
     def test_dataloader(self) -> DataLoader[Sample]:
         """Return the test cases of this process."""
-        return self._evaluation_loader("test")
+        return self._evaluation_loader(self._evaluation_cases("test"))
 
     def predict_dataloader(self) -> DataLoader[Sample]:
         """Return the test cases of this process without their masks."""
-        return self._evaluation_loader("test", labels=False)
+        return self._evaluation_loader(self._evaluation_cases("test", labels=False))
 
     def _training_slices(self) -> SliceDataset:
         """Grant each training patient its supervision."""
@@ -210,8 +218,10 @@ class SegmentationDataModule(L.LightningDataModule, ABC):
         }
         return of_patient | {name: kind for name, kind in self.known.items() if name in cases}
 
-    def _evaluation_loader(self, part: Part, labels: bool = True) -> DataLoader[Sample]:
-        dataset = VolumeDataset(self.source, self._cases(self.split.part(part)), labels)
+    def _evaluation_cases(self, part: Part, labels: bool = True) -> VolumeDataset:
+        return VolumeDataset(self.source, self._cases(self.split.part(part)), labels)
+
+    def _evaluation_loader(self, dataset: VolumeDataset) -> DataLoader[Sample]:
         return evaluation_loader(dataset, len(dataset), *self._rank_and_world_size())
 
     def _cases(self, patients: Sequence[str]) -> list[str]:

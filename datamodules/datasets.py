@@ -93,11 +93,22 @@ class SliceDataset(Dataset[Sample]):
             check_array(source, case_id, "image", "training")
             if granted in TRUTH:
                 check_array(source, case_id, TRUTH[granted], f"{granted.name.lower()} supervision")
+        # What samples are made of is opened here: damage is found before training, and by this process alone, so that
+        # its workers need not examine it again.
+        for case_id, granted in supervision.items():
+            for kind in self._reads(case_id, granted):
+                source.array(case_id, kind)
         depths = [source.array(case_id, "image").shape[0] for case_id in self.cases]
         self.index = [(case, level) for case, depth in enumerate(depths) for level in range(depth)]
 
     def __len__(self) -> int:
         return len(self.index)
+
+    def _reads(self, case_id: str, granted: Supervision) -> list[ArrayKind]:
+        """Return which arrays of a case samples are made of."""
+        truth = [TRUTH[granted]] if granted in TRUTH else []
+        audited: list[ArrayKind] = ["label"] if self.audit and self.source.has(case_id, "label") else []
+        return ["image", *truth, *audited]
 
     def indices(self, supervision: Supervision) -> list[int]:
         """Return the numbers of all samples with that supervision."""
@@ -163,6 +174,13 @@ class VolumeDataset(Dataset[Sample]):
 
     def __len__(self) -> int:
         return len(self.cases)
+
+    def open(self) -> None:
+        """Open every array now, so that a damaged one is found before the first is used."""
+        kinds: list[ArrayKind] = ["image", "label"] if self.labels else ["image"]
+        for case_id in self.cases:
+            for kind in kinds:
+                self.source.array(case_id, kind)
 
     def __getitem__(self, number: int) -> Sample:
         """Return the case of that number: image (1, D, H, W), label (D, H, W)."""

@@ -2,11 +2,13 @@
 
 import difflib
 import hashlib
+from multiprocessing.context import get_spawning_popen
 from pathlib import Path
 from tokenize import TokenError
 from typing import Any
 
 import numpy as np
+import torch
 
 from mambaseg.datamodules.manifest import (
     CASE_FILE,
@@ -23,6 +25,9 @@ from mambaseg.errors import InputError
 _NOT_WHOLE = (ValueError, EOFError, OSError, SyntaxError, TypeError, KeyError, MemoryError, RecursionError, TokenError)
 """What NumPy raises for the header of a damaged file, which it evaluates as Python literals."""
 
+FileState = tuple[int, int, int]
+"""Inode, bytes, and time of the last write in nanoseconds: another file, or another content, has others."""
+
 REIMPORT = "Run `mambaseg prepare` again: it re-imports what is missing or changed."
 
 
@@ -30,7 +35,8 @@ class PreparedDataset:
     """A folder that ``mambaseg prepare`` wrote; implements ``CaseSource``.
 
     Only the manifest is read at first. An array is opened when it is asked for, read-only; pickling drops the open
-    arrays, so an instance travels to forked and to spawned workers alike.
+    arrays, so an instance travels to forked and to spawned workers alike. What was found whole here is not examined
+    again in processes that this one starts.
 
     Args:
         root: The folder with ``manifest.json``.
@@ -46,9 +52,12 @@ class PreparedDataset:
             raise InputError(_no_manifest(self.root))
         self.manifest = read_manifest(path)
         self._open: dict[tuple[str, ArrayKind], np.ndarray] = {}
+        self._whole: dict[tuple[str, ArrayKind], FileState] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": {}}
+        # A pickle that is no message to a process being started may be read years later: there nothing is known.
+        whole = self._whole if get_spawning_popen() is not None else {}
+        return {**self.__dict__, "_open": {}, "_whole": whole}
 
     def __repr__(self) -> str:
         return f"PreparedDataset({str(self.root)!r}: {self.name}, {len(self.manifest.cases)} cases)"
@@ -116,7 +125,8 @@ class PreparedDataset:
     def array(self, case_id: str, kind: ArrayKind) -> np.ndarray:
         """Return a read-only memory map of shape (D, H, W): image float32, label and scribble uint8.
 
-        The checksum is compared when an array is first opened, at about 2 GB/s: a flipped bit is no image.
+        The checksum is compared when an array is first opened, at about 2 GB/s: a flipped bit is no image. Processes
+        that this one starts afterwards compare it again only where the file has been written since.
 
         Raises:
             InputError: The case has no such array, its file is missing or unlike the manifest, or a mask has a value
@@ -126,9 +136,12 @@ class PreparedDataset:
         if key not in self._open:
             record = self._array_record(case_id, kind)
             array = open_array(self.root, record)
-            damage = _wrong_content(self.root, record) or self._strange_class(array, kind, record)
-            if damage:
-                raise InputError(f"{damage} {REIMPORT} Add --verify.")
+            state = file_state(self.root / record.file)
+            if self._whole.get(key) != state:
+                damage = _wrong_content(self.root, record) or self._strange_class(array, kind, record)
+                if damage:
+                    raise InputError(f"{damage} {REIMPORT} Add --verify.")
+                self._whole[key] = state
             self._open[key] = array
         return self._open[key]
 
@@ -171,16 +184,21 @@ class PreparedDataset:
 def open_array(root: Path, record: ArrayRecord) -> np.ndarray:
     """Memory-map a stored array read-only.
 
+    NumPy's maps each keep a file open, of which a process may have as few as 1024; torch's do not.
+
     Raises:
         InputError: The file is missing, truncated, or its shape or type differs from the record.
     """
     path = root / record.file
     try:
-        array: np.ndarray = np.lib.format.open_memmap(path, mode="r")
+        mapped = np.lib.format.open_memmap(path, mode="r")
+        content = torch.from_file(str(path), shared=False, size=mapped.offset + mapped.nbytes, dtype=torch.uint8)
     except FileNotFoundError:
         raise InputError(f"{path} is named by {root / MANIFEST_FILE} but does not exist. {REIMPORT}") from None
     except _NOT_WHOLE as error:
         raise InputError(f"{path} is not a whole .npy file: {error}. {REIMPORT}") from error
+    array = np.ndarray(mapped.shape, mapped.dtype, content.numpy(), mapped.offset, mapped.strides)
+    array.flags.writeable = False
     if array.shape != record.shape or array.dtype != np.dtype(record.dtype):
         raise InputError(
             f"{path} holds {array.dtype} {array.shape}, but {root / MANIFEST_FILE} says {record.dtype} {record.shape} "
@@ -209,6 +227,12 @@ def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file's content in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_state(path: Path) -> FileState:
+    """Return what tells whether a file has been written since."""
+    stat = path.stat()
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 def _no_manifest(root: Path) -> str:

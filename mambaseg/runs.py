@@ -173,11 +173,38 @@ def check_writable(run_dir: Path) -> None:
         ) from error
 
 
+def is_run(folder: Path) -> bool:
+    """Tell whether this is the folder of a run, even of one that has not trained a step yet."""
+    return any((folder / name).is_file() for name in ("metrics.jsonl", "config.yaml"))
+
+
+def runs_meant(name: str) -> list[Path]:
+    """Return the runs that a name stands for: one, all trainings of a study, or none.
+
+    Args:
+        name: A folder, or an experiment, whose newest run or study it is.
+    """
+    for folder in (Path(name), newest_run(name)):
+        if folder is None or not folder.is_dir():
+            continue
+        runs = [folder] if is_run(folder) else [run for run in sorted(folder.iterdir()) if is_run(run)]
+        if runs:
+            return runs
+    return []
+
+
+def known_runs() -> list[str]:
+    """Return the names of all experiments that have runs, of studies too, whose trainings lie one folder deeper."""
+    root = runs_folder()
+    found = [path for depth in ("*/*", "*/*/*") for path in root.glob(f"{depth}/config.yaml")]
+    return sorted({path.relative_to(root).parts[0] for path in found})
+
+
 def find_run(name: str) -> Path:
     """Return a run folder, given its path or the name of an experiment, whose newest finished run is meant.
 
     Raises:
-        InputError: There is none.
+        InputError: There is none, or it is a study, which has several.
     """
     path = Path(name)
     if (path / "config.yaml").is_file():
@@ -185,7 +212,12 @@ def find_run(name: str) -> Path:
     newest = sorted((runs_folder() / name).glob("*/config.yaml"), key=lambda p: p.stat().st_mtime)
     if newest:
         return newest[-1].parent
-    known = sorted({p.parent.parent.name for p in runs_folder().glob("*/*/config.yaml")})
+    trainings = [run for run in runs_meant(name) if (run / "config.yaml").is_file()]
+    if trainings:
+        raise InputError(f"{name!r} is a study. Name one of its trainings: {', '.join(map(str, trainings))}.")
+    known = known_runs()
+    if not known:
+        raise InputError(f"There is no run {name!r}: {runs_folder()} holds none yet. Start with: make train EXP=demo")
     raise InputError(f"{unknown_name('run', name, known)} A run is a folder with config.yaml, or an experiment's name.")
 
 

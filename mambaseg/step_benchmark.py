@@ -7,9 +7,11 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from torch import Tensor
 from torch._C._autograd import DeviceType
 
 from mambaseg.callbacks.finite_guard import FiniteGuard
@@ -38,11 +40,13 @@ class TrainingStep:
         self.trainer.precision_plugin.convert_module(self.module)
         self.module.to(self.device).train()
         self.module.trainer = self.trainer
+        self.trainer.strategy.connect(self.module)
         self.module.on_fit_start()
         self.guard = FiniteGuard()
+        self.trainer.callbacks.append(self.guard)  # type: ignore[attr-defined]
         self.guard.on_train_start(self.trainer, self.module)
         self.data.setup("fit")
-        self.optimizer = self.module.build_optimizer()
+        self.trainer.strategy.optimizers = [self.module.build_optimizer()]
         self.steps = 0
 
     def batches(self, fresh: bool) -> Iterator[Batch]:
@@ -54,22 +58,23 @@ class TrainingStep:
                 yield from itertools.repeat(moved, 1) if fresh else itertools.repeat(moved)
 
     def __call__(self, batch: Batch) -> None:
-        """Train on a batch, in Lightning's order."""
+        """Train on a batch, in Lightning's order.
+
+        Its strategy and precision plugin scale the loss and the gradients where that is due, and call the guard and the
+        clipping between the backward pass and the step.
+        """
         self.module.on_train_batch_start(batch, self.steps)
         self.guard.on_train_batch_start(self.trainer, self.module, batch, self.steps)
+        optimizer = cast(LightningOptimizer, self.module.optimizers())
 
-        def closure() -> None:
-            with self.trainer.precision_plugin.forward_context():
+        def closure() -> Tensor:
+            with self.trainer.precision_plugin.train_step_context():
                 terms = self.module.training_losses(batch, self.module.training_outputs(batch))
                 loss = torch.stack(list(terms.values())).sum()
-            self.optimizer.zero_grad(set_to_none=True)
-            self.guard.on_before_backward(self.trainer, self.module, loss)
-            loss.backward()  # type: ignore[no-untyped-call]
-            self.guard.on_before_optimizer_step(self.trainer, self.module, self.optimizer)
-            clip = self.trainer.gradient_clip_val, self.trainer.gradient_clip_algorithm
-            self.module.configure_gradient_clipping(self.optimizer, *clip)
+            optimizer.optimizer.zero_grad(set_to_none=True)
+            return self.trainer.strategy.backward(loss, optimizer.optimizer)
 
-        self.module.optimizer_step(0, self.steps, self.optimizer, closure)
+        self.module.optimizer_step(0, self.steps, optimizer, closure)
         self.steps += 1
 
     def run(self, batches: Iterator[Batch], steps: int, seconds: float) -> StepWindow:

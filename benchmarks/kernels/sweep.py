@@ -179,7 +179,8 @@ def print_times(jobs: list[Job], shapes: list[str], repeats: int, deadline: floa
     print(f"{'mode':<9}{'dtype':<6}{'plan':<17}" + "".join(f"{shape:>10}" for shape in shapes) + "  error")
     for dtype in dict.fromkeys(job.dtype for job in jobs):
         inputs = {}
-        for shape, rank in itertools.product(shapes, (0, 6)):
+        ranks = {Variant.parse(job.name).rank for job in jobs if job.dtype == dtype}
+        for shape, rank in itertools.product(shapes, sorted(ranks)):
             height = round(SHAPES[shape][2] ** 0.5)
             inputs[shape, rank] = draw(*SHAPES[shape], DTYPES[dtype], height, rank)
         for job in (job for job in jobs if job.dtype == dtype):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mambaseg.commands.report import distinct_names
 from mambaseg.errors import InputError
-from mambaseg.runs import find_run, newest_run
+from mambaseg.runs import find_run, runs_meant
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,20 +51,7 @@ def run_folders(name: str) -> list[Path]:
     Raises:
         InputError: There is none.
     """
-    for folder in (Path(name), newest_run(name)):
-        if folder is None or not folder.is_dir():
-            continue
-        if is_run(folder):
-            return [folder]
-        inside = [run for run in sorted(folder.iterdir()) if is_run(run)]
-        if inside:
-            return inside
-    return [find_run(name)]
-
-
-def is_run(folder: Path) -> bool:
-    """Tell whether this is the folder of a run, even of one that has not trained a step yet."""
-    return any((folder / name).is_file() for name in ("metrics.jsonl", "config.yaml"))
+    return runs_meant(name) or [find_run(name)]
 
 
 def watch(folders: Sequence[Path], every_seconds: float, once: bool) -> int:

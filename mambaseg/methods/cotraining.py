@@ -19,6 +19,7 @@ from mambaseg.datamodules.batch import Batch, Supervision
 from mambaseg.errors import InputError
 from mambaseg.inference.slices import ENSEMBLE, SliceInference
 from mambaseg.methods.components.ema_teacher import EmaTeacher
+from mambaseg.methods.components.on_exception import OnException
 from mambaseg.methods.components.optimizers import JointOptimizer, StudentConfig, build_optimizer, build_schedule
 from mambaseg.methods.components.pseudo_label_quality import pseudo_label_quality
 from mambaseg.methods.components.student_graphs import StudentGraphs
@@ -27,7 +28,7 @@ from mambaseg.metrics.case_scores import CaseScores
 from mambaseg.metrics.headline import headline_metric, headline_predictor
 from mambaseg.metrics.rows import OVERLAP_NAMES, VALUE_NAMES, CaseScore
 from mambaseg.metrics.summary import PredictorSummary, summarize
-from mambaseg.networks import SegmentationNetwork, create_network, list_networks
+from mambaseg.networks import SegmentationNetwork, create_network, list_networks, options_of
 
 TASK = "task"
 """Where a checkpoint keeps what the data decided about the networks: the arguments that rebuild them without it."""
@@ -229,7 +230,17 @@ class CoTrainingModule(L.LightningModule, ABC):
 
     def on_fit_end(self) -> None:
         """Give the graphs' memory back."""
-        self._graphs = None
+        self.release_graphs()
+
+    def configure_callbacks(self) -> list[L.Callback]:
+        """Give the graphs' memory back after an exception too, where Lightning calls no hook of a module."""
+        return [OnException(self.release_graphs)]
+
+    def release_graphs(self) -> None:
+        """Give the graphs' memory back; the students run plain passes until the next ``fit``."""
+        if self._graphs is not None:
+            self._graphs.release()
+            self._graphs = None
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed dropout and pixel sampling from the place in the run: a resumed run draws what the first would have."""
@@ -320,7 +331,9 @@ def build_student(name: str, config: StudentConfig, in_channels: int, num_classe
     Raises:
         InputError: It does not exist, refuses its options, or classifies instead of segmenting.
     """
-    network = create_network(config.network, in_channels, num_classes, **config.options)
+    # No method trains auxiliary heads, and DDP would wait for their gradients.
+    without_heads = {"deep_supervision": False} if "deep_supervision" in options_of(config.network) else {}
+    network = create_network(config.network, in_channels, num_classes, **without_heads | config.options)
     if not isinstance(network, SegmentationNetwork):
         raise InputError(
             f"Student {name!r}: network {config.network!r} classifies whole images; choose one that segments: "

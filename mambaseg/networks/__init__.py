@@ -6,7 +6,6 @@
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable
 from typing import Any
 
 from mambaseg.errors import InputError
@@ -15,7 +14,7 @@ from mambaseg.networks.register import NETWORKS, TASKS, Task
 from mambaseg.networks.weights import WeightsConfig, load_weights
 from mambaseg.registry import unknown_name
 
-__all__ = ["ClassificationNetwork", "Network", "SegmentationNetwork", "create_network", "list_networks"]
+__all__ = ["ClassificationNetwork", "Network", "SegmentationNetwork", "create_network", "list_networks", "options_of"]
 
 for _module in pkgutil.iter_modules(__path__):
     if not _module.ispkg and _module.name not in {"base", "cost", "register"}:
@@ -45,7 +44,7 @@ def create_network(
     for field, value in (("in_channels", in_channels), ("num_classes", num_classes)):
         if value < 1:
             raise InputError(f"Network {name!r}: {field} is {value}; it must be at least 1.")
-    known = _options(builder) | {"weights"}
+    known = options_of(name) | {"weights"}
     for option in options:
         if option not in known:
             raise InputError(f"Network {name!r}: " + unknown_name("option", option, known))
@@ -64,5 +63,10 @@ def list_networks(task: Task | None = None) -> list[str]:
     return [name for name in NETWORKS.names() if task in (None, TASKS[name])]
 
 
-def _options(builder: Callable[..., Network]) -> set[str]:
-    return set(inspect.signature(builder).parameters) - {"in_channels", "num_classes"}
+def options_of(name: str) -> set[str]:
+    """Return the names of a network's options.
+
+    Raises:
+        InputError: There is no such network.
+    """
+    return set(inspect.signature(NETWORKS.get(name)).parameters) - {"in_channels", "num_classes"}

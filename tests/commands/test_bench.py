@@ -9,6 +9,7 @@ import subprocess
 
 import pytest
 import torch
+from lightning.pytorch.plugins import MixedPrecision
 
 from mambaseg.cli import main
 from mambaseg.commands.bench import advice
@@ -119,16 +120,49 @@ def test_wrong_arguments_get_one_line(capsys, repository, monkeypatch, words, to
     assert error.count("\n") == 1
 
 
-def test_the_step_is_the_one_of_training(tiny, tmp_path):
-    """Three steps on the loader's batches leave the very weights, statistics and teacher that ``fit`` leaves."""
-    trained = built(tiny, tmp_path / "a")
+def train_and_bench(tiny, folder, scalers=(None, None)):
+    """Three steps of ``fit``, and three of the benchmark on the loader's batches: their models."""
+    trained, measured = built(tiny, folder / "a"), built(tiny, folder / "b")
+    for cli, scaler in zip((trained, measured), scalers, strict=True):
+        if scaler is not None:  # Lightning replaces 16-mixed by bf16-mixed on a CPU, so the plugin is put in by hand
+            cli.trainer.strategy.precision_plugin = MixedPrecision("16-mixed", "cpu", scaler)
     trained.trainer.fit(trained.model, datamodule=trained.datamodule)
-    step = TrainingStep(built(tiny, tmp_path / "b"))
+    step = TrainingStep(measured)
     for batch in itertools.islice(step.batches(fresh=True), 3):
         step(batch)
-    expected, got = trained.model.state_dict(), step.module.state_dict()
-    assert any(name.startswith("teacher.") for name in expected)
-    assert [name for name in expected if not torch.equal(expected[name], got[name])] == []
+    return trained.model, step.module
+
+
+def unlike(expected, got):
+    """Names of the weights, statistics and teacher's weights that differ."""
+    return [name for name, value in expected.state_dict().items() if not torch.equal(value, got.state_dict()[name])]
+
+
+def test_the_step_is_the_one_of_training(tiny, tmp_path):
+    trained, measured = train_and_bench(tiny, tmp_path)
+    assert any(name.startswith("teacher.") for name in trained.state_dict())
+    assert unlike(trained, measured) == []
+
+
+def test_the_step_scales_the_loss_as_training_does(tiny, tmp_path):
+    """With 16-mixed, where gradients must be unscaled before they are clipped."""
+    scalers = [torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=2) for _ in range(2)]
+    trained, measured = train_and_bench(tiny, tmp_path, scalers)
+    assert unlike(trained, measured) == []
+    assert scalers[0].state_dict() == scalers[1].state_dict()
+    assert scalers[1].get_scale() == 2.0**11
+    plain, _ = train_and_bench(tiny, tmp_path)
+    assert unlike(plain, measured)
+
+
+def test_a_step_that_overflows_is_left_out(tiny, tmp_path):
+    step = TrainingStep(built(tiny, tmp_path))
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**126)
+    step.trainer.strategy.precision_plugin = MixedPrecision("16-mixed", "cpu", scaler)
+    before = [p.clone() for p in step.module.students.parameters()]
+    step(next(step.batches(fresh=False)))
+    assert all(map(torch.equal, step.module.students.parameters(), before))
+    assert scaler.get_scale() == 2.0**125
 
 
 def test_bare_repeats_one_batch_and_the_loader_does_not(tiny, tmp_path):

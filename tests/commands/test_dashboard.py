@@ -52,6 +52,26 @@ def test_an_experiment_means_its_newest_run_and_a_study_all_of_the_newest(runs):
     assert dashboard.run_folders(str(runs / "study" / "now")) == arms
 
 
+def test_a_misspelt_name_is_told_the_runs_and_studies_there_are(runs, capsys):
+    (runs / "empty").mkdir()
+    assert main(["dashboard", "--run", "demoo", "--once"]) == 2
+    assert f"There is no run 'demoo': {runs} holds none yet." in capsys.readouterr().err
+    a_run(runs / "demo" / "20260101" / "semi-seed1")
+    a_run(runs / "weak_acdc" / "20260101-seed1")
+    assert main(["dashboard", "--run", "demoo", "--once"]) == 2
+    error = capsys.readouterr().err
+    assert "There is no run 'demoo'. Did you mean 'demo'? Known: demo, weak_acdc." in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", [["report"], ["validate", "--run"]])
+def test_where_one_run_is_wanted_a_study_tells_its_trainings(runs, capsys, command):
+    arms = [a_run(runs / "demo" / "now" / arm) for arm in ("semi-seed1", "supervised-seed1")]
+    (runs / "demo" / ".newest").write_text("now\n")
+    assert main([*command, "demo"]) == 2
+    assert f"'demo' is a study. Name one of its trainings: {arms[0]}, {arms[1]}." in capsys.readouterr().err
+
+
 def test_it_follows_a_run_and_ends_with_it(runs):
     """In a terminal it draws again and again; here the run ends while it looks on."""
     folder = a_run(runs / "one" / "first", last_step=4)

@@ -1,5 +1,6 @@
 """Supervision pools, what each stage may read, and the messages a person gets."""
 
+import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,11 +14,13 @@ from mambaseg.datamodules.base import DATAMODULES, SegmentationDataModule
 from mambaseg.datamodules.batch import IGNORE_INDEX, Supervision
 from mambaseg.datamodules.datasets import SliceDataset, VolumeDataset
 from mambaseg.datamodules.demo import DemoDataModule
+from mambaseg.datamodules.manifest import CaseRecord, Header
 from mambaseg.datamodules.phantom import Phantom
 from mambaseg.datamodules.prepared import resolve_root
 from mambaseg.datamodules.sampling import SampleKey
 from mambaseg.datamodules.storage import PreparedDataset
 from mambaseg.datamodules.transforms import TRANSFORMS, create_transform
+from mambaseg.datamodules.writer import DatasetWriter
 from mambaseg.errors import InputError
 
 SMALL = {"patients": 5, "held_out": 2, "depth": 3, "size": (32, 32), "batches_per_epoch": 6, "labelled_patients": 2}
@@ -287,6 +290,73 @@ def test_yaml_refuses_a_misspelt_setting():
     demo = {"class_path": "mambaseg.datamodules.demo.DemoDataModule", "init_args": {"labelled_patient": 2}}
     with pytest.raises(ArgumentError, match="labelled_patient"):
         parser.parse_object({"data": demo})
+
+
+def prepared(root, flipped):
+    """Prepared phantom patients, a bit flipped in the file of one array."""
+    phantom = Phantom(6, 1, 2, (32, 32), 0)
+    writer = DatasetWriter(root, Header("phantom", phantom.class_names, "none"))
+    for case_id in phantom.case_ids():
+        about = CaseRecord(case_id, phantom.group(case_id), "none", (), {}, spacing_mm=None, affine=None, details={})
+        writer.write(about, {kind: phantom.array(case_id, kind) for kind in ("image", "label", "scribble")})
+    writer.finish()
+    if flipped is not None:
+        path = next((root / "cases").glob(f"{flipped[0]}*/{flipped[1]}.npy"))
+        content = path.read_bytes()
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    return PreparedDataset(root)
+
+
+class Prepared(DemoDataModule):
+    """The demo on prepared patients; of its training patients, one has masks, one has scribbles, one has nothing."""
+
+    def __init__(self, source, **kwargs):
+        self.prepared = source
+        supervision = {"labelled_patients": 1, "scribble_patients": 1}
+        super().__init__(**{**SMALL, "patients": 3, "held_out": 1, **supervision, **kwargs})
+
+    def open_source(self):
+        return self.prepared
+
+
+@pytest.mark.parametrize(
+    ("flipped", "audit"),
+    [
+        (("phantom001", "image"), False),
+        (("phantom001", "label"), False),
+        (("phantom002", "scribble"), False),
+        (("phantom002", "label"), True),
+        (("phantom003", "image"), False),
+        (("phantom003", "label"), True),
+        (("phantom004", "image"), False),
+        (("phantom004", "label"), False),
+    ],
+)
+def test_damage_is_found_before_training(tmp_path, flipped, audit):
+    data = Prepared(prepared(tmp_path, flipped), audit=audit)
+    opens = [lambda: data.setup("fit"), data.val_dataloader]
+    if flipped[0] == "phantom004":
+        opens.pop(0)()
+    with pytest.raises(InputError, match=rf"{flipped[0]}.*{flipped[1]}\.npy: sha256 is"):
+        opens[0]()
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_arrays_are_examined_once_whatever_the_number_of_workers(tmp_path, method):
+    """After the data is set up, checksums are wrong: a worker that compared one would end the epoch."""
+    data = Prepared(prepared(tmp_path, None), workers=2, batch_scribble=1, batch_unlabelled=1, batch_labelled=1)
+    data.setup("fit")
+    loader = data.train_dataloader()
+    loader.multiprocessing_context = method
+    for path in (tmp_path / "cases").glob("*/*.npy"):
+        before = path.stat()
+        with path.open("r+b") as file:
+            file.seek(-1, os.SEEK_END)
+            last = file.read(1)
+            file.seek(-1, os.SEEK_END)
+            file.write(bytes([last[0] ^ 1]) if path.stem == "image" else last[:0] + b"\x00")
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert len(list(loader)) == SMALL["batches_per_epoch"]
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,11 @@
 
 import json
 import multiprocessing
+import os
 import pickle
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.connection import Connection
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -72,10 +75,20 @@ def test_details_geometry_and_checksum(root):
 def test_arrays_are_read_only_maps_opened_once(root):
     dataset = PreparedDataset(root)
     array = dataset.array("patient001_frame01", "image")
-    assert isinstance(array, np.memmap)
     assert dataset.array("patient001_frame01", "image") is array
     with pytest.raises(ValueError, match="read-only"):
         array[0] = 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="no list of open files here")
+def test_open_arrays_are_mapped_without_holding_files(root):
+    dataset = PreparedDataset(root)
+    before = len(os.listdir("/proc/self/fd"))
+    arrays = [dataset.array(case_id, "image") for case_id in dataset.case_ids()]
+    assert len(os.listdir("/proc/self/fd")) == before
+    maps = Path("/proc/self/maps").read_text()
+    assert all(str(root / dataset.record(case_id).arrays["image"].file) in maps for case_id in dataset.case_ids())
+    assert all(array.size for array in arrays)
 
 
 def _mean(dataset: PreparedDataset) -> float:
@@ -95,6 +108,67 @@ def test_pickle_carries_no_array(root):
     before = len(pickle.dumps(dataset))
     dataset.array("patient001_frame01", "image")
     assert len(pickle.dumps(dataset)) == before
+
+
+def flip_last_byte(path, touch: bool):
+    """Damage a file in place; unless it is touched, only its content tells."""
+    before = path.stat()
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    with path.open("r+b") as file:
+        file.write(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + touch))
+
+
+def _opened(dataset: PreparedDataset, answer: Connection) -> None:
+    try:
+        dataset.array("patient001_frame01", "image")
+        dataset.array("patient001_frame01", "label")
+    except InputError as error:
+        answer.send(str(error))
+    else:
+        answer.send("opened")
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_processes_started_here_do_not_examine_again_what_was_found_whole(root, method):
+    dataset = PreparedDataset(root)
+    dataset.array("patient001_frame01", "image")
+    context = multiprocessing.get_context(method)
+
+    def in_a_worker():
+        ours, theirs = context.Pipe()
+        worker = context.Process(target=_opened, args=(dataset, theirs))
+        worker.start()
+        answer = ours.recv() if ours.poll(60) else "silent"
+        worker.join()
+        return answer
+
+    assert in_a_worker() == "opened"
+    flip_last_byte(root / "cases" / "patient001_frame01" / "image.npy", touch=False)
+    assert in_a_worker() == "opened", "it was examined again"
+    flip_last_byte(root / "cases" / "patient001_frame01" / "label.npy", touch=False)
+    assert "label.npy: sha256 is" in in_a_worker(), "nobody had opened it here"
+
+
+def test_what_is_written_after_it_was_found_whole_is_examined_again(root):
+    dataset = PreparedDataset(root)
+    dataset.array("patient001_frame01", "image")
+    dataset._open.clear()
+    dataset.array("patient001_frame01", "image")
+    flip_last_byte(root / "cases" / "patient001_frame01" / "image.npy", touch=True)
+    dataset._open.clear()
+    with pytest.raises(InputError, match=r"image\.npy: sha256 is"):
+        dataset.array("patient001_frame01", "image")
+
+
+def test_a_pickle_for_later_vouches_for_nothing(root):
+    dataset = PreparedDataset(root)
+    dataset.array("patient001_frame01", "image")
+    pickled = pickle.dumps(dataset)
+    flip_last_byte(root / "cases" / "patient001_frame01" / "image.npy", touch=False)
+    with pytest.raises(InputError, match=r"image\.npy: sha256 is"):
+        pickle.loads(pickled).array("patient001_frame01", "image")
 
 
 def test_unknown_label_is_the_index_that_losses_ignore():

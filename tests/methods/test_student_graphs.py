@@ -1,5 +1,10 @@
 """Recorded passes compute what plain passes compute."""
 
+import contextlib
+import gc
+import re
+import weakref
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +16,7 @@ from torch.func import functional_call
 from mambaseg.methods.components import student_graphs
 from mambaseg.methods.components.student_graphs import Pass, StudentGraphs, can_be_recorded
 from mambaseg.networks import SegmentationNetwork, create_network, list_networks
+from tests.networks.test_sweep import small
 
 NAMES = ("unet", "mamba_unet", "swin_unet")
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -118,6 +124,14 @@ def test_two_calls_of_a_step_keep_their_outputs_apart() -> None:
         assert not torch.allclose(second[name][0], kept[name])
 
 
+def assert_learns(network: nn.Module) -> None:
+    """Every parameter has a gradient but those of auxiliary heads, which students' passes never compute."""
+    assert isinstance(network, SegmentationNetwork)
+    idle = network.auxiliary_keys if network.deep_supervision else None
+    expected = [key for key, _ in network.named_parameters() if idle is None or not re.match(idle, key)]
+    assert [key for key, p in network.named_parameters() if p.grad is not None and p.grad.isfinite().all()] == expected
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", list_networks("segment"))
 def test_every_network_can_be_recorded(name: str) -> None:
@@ -127,8 +141,79 @@ def test_every_network_can_be_recorded(name: str) -> None:
     networks = {name: network.cuda().train()}
     output, _ = StudentGraphs(networks)(images(0, batch=2))[name]  # type: ignore[arg-type]
     output.float().square().mean().backward()
-    missing = [key for key, p in network.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
-    assert not missing
+    assert_learns(network)
+
+
+class PretendedGraph:
+    """A CUDA graph that replays nothing: what was recorded was computed, and stays."""
+
+    is_reset = False
+
+    def replay(self) -> None:
+        pass
+
+    def reset(self) -> None:
+        self.is_reset = True
+
+
+@pytest.fixture
+def pretended_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Record on the CPU; everything but streams and graphs is real."""
+
+    def nothing(*_: object, **__: object) -> Any:
+        return contextlib.nullcontext()
+
+    for name in ("graph", "graph_pool_handle", "synchronize", "stream", "set_rng_state"):
+        monkeypatch.setattr(torch.cuda, name, nothing)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: torch.get_rng_state())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", PretendedGraph)
+    for name in ("Stream", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda device: SimpleNamespace(wait_stream=nothing))
+
+
+@pytest.mark.parametrize("name", list_networks("segment"))
+def test_every_network_learns_the_same_by_plain_and_by_recorded_passes(pretended_gpu: None, name: str) -> None:
+    """What a GPU would say of the gradients' absence; of work of the host: ``tests/networks/test_recordable.py``."""
+    network, image = small(name).train(), torch.randn(2, 1, SIZE, SIZE)
+    for run in (StudentGraphs({name: network}), lambda image: plain({name: network}, image)):
+        network.zero_grad()
+        run(image)[name][0].square().mean().backward()
+        assert_learns(network)
+
+
+def test_released_passes_hold_nothing_though_somebody_holds_them(pretended_gpu: None) -> None:
+    network = create_network("unet", 1, 4, **OPTIONS["unet"])
+    assert isinstance(network, SegmentationNetwork)
+    graphs = StudentGraphs({"unet": network})
+    loss = graphs(torch.randn(2, 1, 32, 32))["unet"][0].sum()
+    (held,) = graphs._passes.values()
+    memory = [weakref.ref(tensor) for tensor in (*held.outputs, *held.grad_outputs, *held.grads) if tensor is not None]
+    assert len(memory) > 20
+    graphs.release()
+    gc.collect()
+    assert not [tensor for tensor in memory if tensor() is not None]
+    assert held.forward_graph.is_reset
+    assert held.backward_graph.is_reset
+    assert not graphs._passes
+    assert not graphs._streams
+    del loss
+    graphs(torch.randn(2, 1, 32, 32))
+    assert list(graphs._passes.values()) != [held]
+
+
+@pytest.mark.gpu
+def test_released_passes_give_memory_back_though_somebody_holds_them() -> None:
+    graphs = StudentGraphs(students("unet"))
+    loss = graphs(images(0))["unet"][0].sum()
+    held = list(graphs._passes.values())
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved()
+    graphs.release()
+    torch.cuda.empty_cache()
+    assert torch.cuda.memory_reserved() < before
+    with pytest.raises(RuntimeError):
+        held[0].forward_graph.replay()
+    assert loss.isfinite()
 
 
 @pytest.mark.gpu

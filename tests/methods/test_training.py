@@ -1,5 +1,7 @@
 """Whole trainings on the phantom: resume in mid-epoch, and two processes."""
 
+import contextlib
+import signal
 import subprocess
 import sys
 
@@ -8,6 +10,8 @@ import torch
 import yaml
 
 from mambaseg.lightning_cli import build
+from mambaseg.methods.components.optimizers import StudentConfig
+from mambaseg.methods.cotraining import build_student
 from mambaseg.reports.tables import read_scores
 
 STEPS = 7
@@ -83,6 +87,47 @@ def test_resume_in_mid_epoch_equals_an_uninterrupted_run(tmp_path, workers):
         assert all(torch.equal(a[key], b[key]) for key in a)
 
 
+class Graphs:
+    """Students' graphs of a GPU that is not there."""
+
+    releases = 0
+
+    def start_step(self):
+        pass
+
+    def release(self):
+        self.releases += 1
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError("out of memory"), KeyboardInterrupt(), SystemExit(143)])
+def test_graphs_are_released_however_fit_ends(tmp_path, monkeypatch, error):
+    cli = build(experiment(2), tmp_path / "test.yaml", tmp_path, track=False)
+    graphs = Graphs()
+
+    def training_step(batch, batch_idx):
+        assert cli.model._graphs is graphs
+        with cli.model.plain_passes():
+            if error is not None:
+                raise error
+            return type(cli.model).training_step(cli.model, batch, batch_idx)
+
+    def on_fit_start():
+        type(cli.model).on_fit_start(cli.model)
+        cli.model._graphs = graphs
+
+    monkeypatch.setattr(cli.model, "training_step", training_step)
+    monkeypatch.setattr(cli.model, "on_fit_start", on_fit_start)
+    ends = contextlib.nullcontext() if error is None else pytest.raises((RuntimeError, SystemExit))
+    on_interrupt = signal.getsignal(signal.SIGINT)
+    try:
+        with ends:
+            cli.trainer.fit(cli.model, datamodule=cli.datamodule)
+    finally:
+        signal.signal(signal.SIGINT, on_interrupt)  # Lightning ignores it from the first one on
+    assert cli.model._graphs is None
+    assert graphs.releases == 1
+
+
 @pytest.mark.slow
 def test_two_processes_share_the_batch_and_score_every_case_once(tmp_path):
     config = tmp_path / "ddp.yaml"
@@ -95,3 +140,13 @@ def test_two_processes_share_the_batch_and_score_every_case_once(tmp_path):
     cases = {row.case_id for row in rows}
     assert len(cases) == 2
     assert len(rows) == 2 * 3 * 4  # cases x (two students and the ensemble) x classes
+
+
+@pytest.mark.parametrize("name", ["unet_cct", "unet_urpc"])
+def test_every_parameter_of_a_student_is_trained(name):
+    config = StudentConfig(network=name, options={"channels": [4, 4, 8, 8, 8]})
+    student = build_student("student", config, 1, 4)
+    student.forward_with_features(torch.randn(2, 1, 32, 32))[0].sum().backward()
+    assert [name for name, parameter in student.named_parameters() if parameter.grad is None] == []
+    options = config.options | {"deep_supervision": True}
+    assert build_student("student", StudentConfig(network=name, options=options), 1, 4).deep_supervision

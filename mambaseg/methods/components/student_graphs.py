@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 
+from mambaseg.kernels.launch import compiling_together
 from mambaseg.methods.components.half_weights import forward_in_half
 from mambaseg.networks import SegmentationNetwork
 
@@ -49,6 +50,13 @@ class StudentGraphs:
     def start_step(self) -> None:
         """Begin a training step: its calls may overwrite what those of the last one returned."""
         self._calls = 0
+
+    def release(self) -> None:
+        """Give the graphs' memory back now, whoever still holds them; the next call records anew."""
+        for recorded in self._passes.values():
+            recorded.release()
+        self._passes.clear()
+        self._streams.clear()
 
     def __call__(self, image: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """Return every student's ``forward_with_features(image)``, differentiable once.
@@ -155,6 +163,8 @@ class RecordedPass:
         by_name = dict(run.named_parameters())
         self.parameters = [by_name[name] for name in trained]
         with _unchanged(run, image.device):
+            with compiling_together():
+                self._run_once(run, trained)
             self._warm_up(run, trained)
         pool = torch.cuda.graph_pool_handle()
         self.forward_graph = torch.cuda.CUDAGraph()
@@ -169,20 +179,33 @@ class RecordedPass:
             with record(self.backward_graph):
                 self.grads = list(_gradients(outputs, list(trained.values()), self.grad_outputs))
         # The recorded backward pass reads activations from the pool, not through these tensors' histories.
-        self.outputs = tuple(output.detach() for output in outputs)
+        self.outputs: tuple[Tensor, ...] = tuple(output.detach() for output in outputs)
 
     def __call__(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Return the pass's outputs on ``image``, of the recorded shape; to be called on its stream."""
         return cast(tuple[Tensor, Tensor], _Replay.apply(self, image, *self.parameters))  # type: ignore[no-untyped-call]
 
+    def release(self) -> None:
+        """Give the memory back, after which the pass cannot be replayed.
+
+        Waiting until nobody holds it would not do: after an exception the frames of its traceback do, and so does
+        whatever loss they hold.
+        """
+        self.forward_graph.reset()
+        self.backward_graph.reset()
+        self.outputs, self.grad_outputs, self.grads = (), [], []
+
     def _warm_up(self, run: Pass, trained: dict[str, Tensor]) -> None:
         torch.cuda.synchronize()
         with torch.cuda.stream(self.stream):
             for _ in range(WARM_UP_PASSES):
-                outputs = functional_call(run, trained, (self.image,))
-                if trained:
-                    _gradients(outputs, list(trained.values()), [torch.zeros_like(output) for output in outputs])
+                self._run_once(run, trained)
         torch.cuda.synchronize()
+
+    def _run_once(self, run: Pass, trained: dict[str, Tensor]) -> None:
+        outputs = functional_call(run, trained, (self.image,))
+        if trained:
+            _gradients(outputs, list(trained.values()), [torch.zeros_like(output) for output in outputs])
 
 
 class _Replay(torch.autograd.Function):
