@@ -15,6 +15,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from mambaseg.allowed_code import restrict_class_paths
+from mambaseg.companions import LeaveAtOnce, end_together
 from mambaseg.config_errors import explain
 from mambaseg.datamodules.base import SegmentationDataModule
 from mambaseg.errors import InputError
@@ -66,12 +67,12 @@ class TrainingCLI(LightningCLI):
         """Build the trainer with the run's loggers and callbacks."""
         kwargs["default_root_dir"] = str(self.run_dir)
         kwargs["logger"] = False
+        kwargs["callbacks"] = [*self._from_config("callbacks"), LeaveAtOnce()]
         if self.track:
             tracking = self._get(self.config_init, "tracking")
             has_validation = bool(self.datamodule.split.val)
             kwargs["logger"] = tracking_loggers(tracking, self.run_dir)
-            callbacks = tracking_callbacks(tracking, self.run_dir, has_validation)
-            kwargs["callbacks"] = [*self._from_config("callbacks"), *callbacks]
+            kwargs["callbacks"] += tracking_callbacks(tracking, self.run_dir, has_validation)
         kwargs["plugins"] = [*self._from_config("plugins"), SafeCheckpointIO({LAST: PREVIOUS})]
         return super().instantiate_trainer(**kwargs)
 
@@ -97,6 +98,7 @@ def build(config: Config, origin: Path, run_dir: Path, arguments: Sequence[str] 
     quieten_lightning()
     restrict_class_paths()
     offer_sharding()
+    end_together()
     config = {**config, "trainer": resolve_trainer(config.get("trainer") or {})}
     try:
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():

@@ -13,6 +13,7 @@ import yaml
 
 from mambaseg.datamodules.batch import Supervision
 from mambaseg.lightning_cli import build
+from mambaseg.reports.run_record import read_rows
 from mambaseg.reports.tables import read_scores
 from tests.methods.test_training import experiment
 from tests.reliability.recorder import Recorder, recorded
@@ -108,6 +109,12 @@ def test_several_processes_learn_and_score_as_one(tmp_path, repository, launch, 
         assert sorted(case for share in shares for case in share["cases"]) == sorted(whole["cases"])
         assert sum(share["loss"] for share in shares) / world_size == pytest.approx(whole["loss"], abs=1e-6)
     assert len(alone.steps) == STEPS
+
+    # There is one record, and it is the first process's.
+    (record,) = (tmp_path / "run").rglob("metrics.jsonl")
+    logged = [(row["step"], row["loss"]) for row in read_rows(record)[0] if "loss" in row]
+    assert {step for step, _ in logged} == set(range(STEPS))
+    assert all(loss == pytest.approx(seen[0][step]["loss"], abs=1e-6) for step, loss in logged)
 
     # The same weights give the same scores, row by row, without a case counted twice.
     one = build(config, tmp_path / "two.yaml", tmp_path / "two", track=False)
