@@ -30,6 +30,7 @@ class Batch(TypedDict):
         spacing_mm: (B, dims) float32 in the order of the array's axes, NaN where the source gave none.
         image_strong: (B, C, *S) float32, the same view as ``image`` under a stronger intensity change.
         audit_label: (B, *S) int64, the truth kept aside to watch pseudo-labels; no loss may read it.
+        kinds: ``supervision`` once more, as B numbers that stay on the host; ``kinds_of`` reads them.
     """
 
     image: Tensor
@@ -39,3 +40,9 @@ class Batch(TypedDict):
     spacing_mm: Tensor
     image_strong: NotRequired[Tensor]
     audit_label: NotRequired[Tensor]
+    kinds: NotRequired[list[int]]
+
+
+def kinds_of(batch: Batch) -> list[int]:
+    """Return the supervision of each sample as numbers; reading the tensor itself would wait for the GPU."""
+    return batch["kinds"] if "kinds" in batch else batch["supervision"].tolist()

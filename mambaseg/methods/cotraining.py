@@ -15,7 +15,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
-from mambaseg.datamodules.batch import Batch, Supervision
+from mambaseg.datamodules.batch import Batch, Supervision, kinds_of
 from mambaseg.errors import InputError
 from mambaseg.inference.slices import ENSEMBLE, SliceInference
 from mambaseg.methods.components.ema_teacher import EmaTeacher
@@ -175,7 +175,7 @@ class CoTrainingModule(L.LightningModule, ABC):
     def training_outputs(self, batch: Batch) -> dict[str, StudentOutput]:
         """Return every student's output on ``training_view(batch)``, rows in the order of the batch."""
         view = self.training_view(batch)
-        labelled = int((batch["supervision"] != Supervision.NONE).sum()) if self.split_batch else 0
+        labelled = sum(kind != Supervision.NONE for kind in kinds_of(batch)) if self.split_batch else 0
         if labelled in (0, len(view)):
             return dict(self(view))
         # The samplers fill a batch pool by pool, the unlabelled one last.
@@ -261,10 +261,12 @@ class CoTrainingModule(L.LightningModule, ABC):
     def _log_step(
         self, batch: Batch, outputs: dict[str, StudentOutput], terms: dict[str, Tensor], loss: Tensor
     ) -> None:
+        # Nothing for Lightning's own progress bar: for that it reads the last value after every step, which waits for
+        # the GPU each time.
         values: dict[str, Any] = {f"loss/{name}": term.detach() for name, term in terms.items()}
         values |= {f"lr/{group['student']}": group["lr"] for group in cast(Any, self.optimizers()).param_groups}
         values |= pseudo_label_quality(self.audited_batch(batch), outputs)
-        self.log("loss", loss.detach(), prog_bar=True, batch_size=len(batch["case_id"]))
+        self.log("loss", loss.detach(), batch_size=len(batch["case_id"]))
         self.log_dict(values, batch_size=len(batch["case_id"]))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -322,7 +324,7 @@ class CoTrainingModule(L.LightningModule, ABC):
             self.log_dict(logged_means(part, summary), rank_zero_only=False, sync_dist=False)
             if summary.predictor == headline_predictor(self.predictor_names):
                 dice = summary.foreground["dice"].mean
-                self.log(headline_metric(part), dice, prog_bar=part == "val", sync_dist=False)
+                self.log(headline_metric(part), dice, sync_dist=False)
 
 
 def build_student(name: str, config: StudentConfig, in_channels: int, num_classes: int) -> SegmentationNetwork:

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mambaseg.datamodules.batch import Batch, Supervision
+from mambaseg.datamodules.batch import Batch, Supervision, kinds_of
 from mambaseg.methods.components.scribble_terms import ScribbleConfig, scribble_terms
 from mambaseg.methods.components.student_output import StudentOutput, rows_of
 from mambaseg.methods.semi_mamba_unet import SemiMambaUNet
@@ -31,7 +31,7 @@ class MixedMambaUNet(SemiMambaUNet):
 
     def training_losses(self, batch: Batch, outputs: dict[str, StudentOutput]) -> dict[str, Tensor]:
         """Return Semi-Mamba-UNet's terms on dense and unlabelled samples, Weak-Mamba-UNet's on scribbled ones."""
-        kinds = batch["supervision"].tolist()
+        kinds = kinds_of(batch)
         scribbled = [row for row, kind in enumerate(kinds) if kind == Supervision.SCRIBBLE]
         others = [row for row, kind in enumerate(kinds) if kind != Supervision.SCRIBBLE]
         if not scribbled:

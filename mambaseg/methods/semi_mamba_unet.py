@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from mambaseg.datamodules.batch import IGNORE_INDEX, Batch
+from mambaseg.datamodules.batch import IGNORE_INDEX, Batch, Supervision, kinds_of
 from mambaseg.errors import InputError
 from mambaseg.losses.pooled_contrast import Reduction, pooled_contrast_loss
 from mambaseg.methods.components.cutmix import CutMix, CutMixConfig, draw_cutmix, mixed_target
@@ -16,6 +17,7 @@ from mambaseg.methods.components.pixel_contrast import PixelContrast, PixelContr
 from mambaseg.methods.components.pseudo_label import confident_label, partner_label, unknown_target
 from mambaseg.methods.components.ramp_up import RampUp
 from mambaseg.methods.components.segmentation_loss import segmentation_loss
+from mambaseg.methods.components.sent_to import sent_to
 from mambaseg.methods.components.student_output import StudentOutput
 from mambaseg.methods.cotraining import CoTrainingModule
 
@@ -211,10 +213,11 @@ class SemiMambaUNet(CoTrainingModule):
         return targets
 
     def _taught_label(self, teacher: EmaTeacher, batch: Batch) -> Tensor:
-        """Return the teacher's label (B, *S) of images with unknown pixels, ``IGNORE_INDEX`` for the others."""
+        """Return the teacher's label (B, *S) of images without a mask of their own, ``IGNORE_INDEX`` for the others."""
         label = torch.full_like(batch["label"], IGNORE_INDEX)
-        rows = (batch["label"] == IGNORE_INDEX).flatten(1).any(1)
-        if rows.any():
+        without = [row for row, kind in enumerate(kinds_of(batch)) if kind != Supervision.DENSE]
+        if without:
+            rows = sent_to(label.device, np.array(without))
             label[rows] = confident_label(teacher(batch["image"][rows]), self.cross.confidence)
         return label
 

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mambaseg.datamodules.batch import IGNORE_INDEX, Batch, Supervision
+from mambaseg.datamodules.batch import IGNORE_INDEX, Batch, Supervision, kinds_of
+from mambaseg.methods.components.sent_to import sent_to
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def draw_cutmix(config: CutMixConfig, batch: Batch, step: int) -> CutMix:
     seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
     rng = np.random.default_rng((seed, step, *b"cutmix"))
     size = tuple(batch["label"].shape[1:])
-    unlabelled = (batch["supervision"] == Supervision.NONE).tolist()
+    unlabelled = [kind == Supervision.NONE for kind in kinds_of(batch)]
     receivers = [row for row, is_one in enumerate(unlabelled) if is_one]
     labelled = [row for row, is_one in enumerate(unlabelled) if not is_one]
     givers = {"unlabelled": receivers, "labelled": labelled, "any": receivers + labelled}[config.source]
@@ -84,7 +85,7 @@ def draw_cutmix(config: CutMixConfig, batch: Batch, step: int) -> CutMix:
             source[row] = others[rng.integers(len(others))]
             box[row][where] = True
     device = batch["image"].device
-    return CutMix(torch.from_numpy(source).to(device), torch.from_numpy(box).to(device))
+    return CutMix(sent_to(device, source), sent_to(device, box))
 
 
 def mixed_target(batch: Batch, pseudo_label: Tensor, mix: CutMix) -> Tensor:

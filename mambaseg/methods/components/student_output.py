@@ -3,10 +3,12 @@
 from functools import cached_property
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from mambaseg.datamodules.batch import Batch
+from mambaseg.datamodules.batch import Batch, kinds_of
+from mambaseg.methods.components.sent_to import sent_to
 
 
 class StudentOutput:
@@ -51,8 +53,9 @@ def rows_of(batch: Batch, outputs: dict[str, StudentOutput], rows: list[int]) ->
         outputs: The students' outputs on it.
         rows: The samples wanted.
     """
-    index = torch.tensor(rows, device=batch["image"].device)
+    index = sent_to(batch["image"].device, np.array(rows, np.int64))
     part: dict[str, Any] = {key: value[index] for key, value in batch.items() if isinstance(value, Tensor)}
     part["case_id"] = [batch["case_id"][row] for row in rows]
+    part["kinds"] = [kinds_of(batch)[row] for row in rows]
     part_outputs = {name: StudentOutput(o.logits[index], o.decoded[index]) for name, o in outputs.items()}
     return cast(Batch, part), part_outputs
