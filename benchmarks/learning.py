@@ -8,7 +8,6 @@ exists already in the folder is read, not repeated. ``plot_learning.py`` draws t
 
 import argparse
 import datetime
-import importlib.metadata
 import json
 import statistics
 import subprocess
@@ -16,9 +15,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
+import yaml
 
-from mambaseg.experiment import find_experiment, load_experiment
 from mambaseg.io.csv_record import append_rows
 
 RESULTS = Path(__file__).parent / "results" / "semi_acdc_learning.csv"
@@ -38,25 +36,26 @@ def train(experiment: str, folder: Path, steps: int, every: int) -> None:
     subprocess.run(command, check=True)
 
 
-def rows(experiment: str, folder: Path, steps: int) -> list[dict[str, Any]]:
-    """Return one row for each validation and predictor of a finished run."""
+def rows(experiment: str, folder: Path) -> list[dict[str, Any]]:
+    """Return one row for each validation and predictor of a finished run, on whichever machine it was."""
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    config = load_experiment(find_experiment(experiment), [])
-    schedules = [student["schedule"] for student in config["model"]["init_args"]["students"].values()]
+    card = json.loads((folder / "run_card.json").read_text())
+    students = yaml.safe_load((folder / "config.yaml").read_text())["model"]["init_args"]["students"]
     speeds = [record["speed/steps_per_s"] for record in records if "speed/steps_per_s" in record]
-    on_gpu = torch.cuda.is_available()
+    lengths = [student["schedule"].get("total_steps") or 0 for student in students.values()]
+    on_gpu = card["device"]["type"] == "cuda"
     shared = {
         "recipe": experiment,
         "it_per_s": round(statistics.median(speeds), 2),
         "peak_gib": round(max((record.get("memory/peak_gib", 0.0) for record in records), default=0.0), 2),
         "load": "alone on the GPU" if on_gpu else "CPU",
-        "seed": config["seed_everything"],
-        "precision": "bf16-mixed" if on_gpu else "32-true",
-        "schedule_steps": max(schedule.get("total_steps") or steps for schedule in schedules),
-        "gpu": torch.cuda.get_device_name() if on_gpu else "",
-        "torch": torch.__version__,
-        "triton": importlib.metadata.version("triton") if on_gpu else "",
-        "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
+        "seed": card["seed"],
+        "precision": card["training"]["precision"],
+        "schedule_steps": max(lengths) or card["training"]["max_steps"],
+        "gpu": card["device"]["name"] if on_gpu else "",
+        "torch": card["packages"]["torch"],
+        "triton": card["packages"].get("triton", ""),
+        "date": datetime.datetime.fromtimestamp(records[-1]["time"], tz=datetime.UTC).date().isoformat(),
     }
     found = []
     for record in records:
@@ -84,7 +83,7 @@ def main() -> None:
         folder = arguments.folder / experiment
         if not (folder / "metrics.jsonl").exists():
             train(experiment, folder, arguments.steps, arguments.every)
-        new = rows(experiment, folder, arguments.steps)
+        new = rows(experiment, folder)
         append_rows(arguments.output, new, COLUMNS)
         best = {row["predictor"]: row["dice"] for row in new}
         print(experiment, f"{new[-1]['it_per_s']} it/s, {new[-1]['peak_gib']} GiB, last Dice {best}", flush=True)

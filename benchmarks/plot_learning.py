@@ -2,7 +2,7 @@
 
     python benchmarks/plot_learning.py [semi_acdc] [weak_acdc]
 
-One panel a predictor, one line a recipe: the newest run of each.
+One panel a predictor, one line a recipe and precision: the newest run of each.
 """
 
 import argparse
@@ -22,15 +22,25 @@ Curves = dict[str, dict[str, list[tuple[int, float]]]]
 
 
 def read(study: str) -> Curves:
-    """Return (step, Dice) by predictor and recipe, of each recipe's newest run."""
+    """Return (step, Dice) by predictor and recipe, of each recipe's newest run in bfloat16 and in float32."""
     with (ROOT / "benchmarks" / "results" / f"{study}_learning.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    newest = {row["recipe"]: row["date"] for row in sorted(rows, key=lambda row: row["date"])}
+    newest = {name_of(row): run_of(row) for row in sorted(rows, key=lambda row: row["date"])}
     curves: Curves = defaultdict(lambda: defaultdict(list))
     for row in rows:
-        if row["date"] == newest[row["recipe"]]:
-            curves[row["predictor"]][row["recipe"]].append((int(row["step"]), float(row["dice"])))
+        if run_of(row) == newest[name_of(row)]:
+            curves[row["predictor"]][name_of(row)].append((int(row["step"]), float(row["dice"])))
     return curves
+
+
+def name_of(row: dict[str, str]) -> str:
+    """Return a line's name."""
+    return row["recipe"] + (", fp32" if row["precision"] == "32-true" else "")
+
+
+def run_of(row: dict[str, str]) -> tuple[str, ...]:
+    """Return what the rows of one run have in common."""
+    return tuple(row[column] for column in ("date", "seed", "gpu", "it_per_s"))
 
 
 def draw(study: str) -> None:
