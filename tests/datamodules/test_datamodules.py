@@ -90,7 +90,8 @@ def test_masks_of_unlabelled_patients_change_nothing_but_the_audit(transform):
     audits_differ = 0
     for one, other in zip(clean, poisoned, strict=True):
         assert one.keys() == other.keys()
-        for name in one.keys() - {"case_id", "audit_label"}:
+        assert one["kinds"] == other["kinds"]
+        for name in one.keys() - {"case_id", "kinds", "audit_label"}:
             assert torch.equal(one[name], other[name]), name
         assert torch.equal(one["audit_label"][:4], other["audit_label"][:4])
         audits_differ += not torch.equal(one["audit_label"][4:], other["audit_label"][4:])
