@@ -8,7 +8,6 @@ from tokenize import TokenError
 from typing import Any
 
 import numpy as np
-import torch
 
 from mambaseg.datamodules.manifest import (
     CASE_FILE,
@@ -22,8 +21,8 @@ from mambaseg.datamodules.manifest import (
 from mambaseg.datamodules.source import UNKNOWN_LABEL, ArrayKind
 from mambaseg.errors import InputError
 
-_NOT_WHOLE = (ValueError, EOFError, OSError, SyntaxError, TypeError, KeyError, MemoryError, RecursionError, TokenError)
-"""What NumPy raises for the header of a damaged file, which it evaluates as Python literals."""
+_NOT_WHOLE = (ValueError, EOFError, OSError, SyntaxError, TypeError, KeyError, MemoryError, RuntimeError, TokenError)
+"""What NumPy raises for the header of a damaged file, which it evaluates as Python literals, and torch for a map."""
 
 FileState = tuple[int, int, int]
 """Inode, bytes, and time of the last write in nanoseconds: another file, or another content, has others."""
@@ -189,6 +188,8 @@ def open_array(root: Path, record: ArrayRecord) -> np.ndarray:
     Raises:
         InputError: The file is missing, truncated, or its shape or type differs from the record.
     """
+    import torch  # not above: light commands read manifests, and torch takes seconds to import
+
     path = root / record.file
     try:
         mapped = np.lib.format.open_memmap(path, mode="r")
@@ -197,8 +198,9 @@ def open_array(root: Path, record: ArrayRecord) -> np.ndarray:
         raise InputError(f"{path} is named by {root / MANIFEST_FILE} but does not exist. {REIMPORT}") from None
     except _NOT_WHOLE as error:
         raise InputError(f"{path} is not a whole .npy file: {error}. {REIMPORT}") from error
-    array = np.ndarray(mapped.shape, mapped.dtype, content.numpy(), mapped.offset, mapped.strides)
-    array.flags.writeable = False
+    memory = content.numpy()
+    memory.flags.writeable = False
+    array = np.ndarray(mapped.shape, mapped.dtype, memory, mapped.offset, mapped.strides)
     if array.shape != record.shape or array.dtype != np.dtype(record.dtype):
         raise InputError(
             f"{path} holds {array.dtype} {array.shape}, but {root / MANIFEST_FILE} says {record.dtype} {record.shape} "

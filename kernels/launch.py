@@ -47,16 +47,18 @@ def compiling_together() -> Iterator[None]:
     if not hasattr(triton, "AsyncCompileMode"):
         yield
         return
-    with (
-        ThreadPoolExecutor(min(MOST_COMPILERS, os.cpu_count() or 1)) as threads,
-        triton.AsyncCompileMode(threads),
-    ):
-        # Kept for backward passes, which autograd launches from threads that know nothing of this one's context.
-        _compiling = contextvars.copy_context()
+    # A context of its own: backward passes are launched from threads that know nothing of this one's, and where a
+    # compilation fails, Triton leaves the mode on in the context that it was entered in.
+    context = contextvars.Context()
+    with ThreadPoolExecutor(min(MOST_COMPILERS, os.cpu_count() or 1)) as threads:
+        mode = triton.AsyncCompileMode(threads)
+        context.run(mode.__enter__)
+        _compiling = context
         try:
             yield
         finally:
             _compiling = None
+            context.run(mode.__exit__, None, None, None)
 
 
 @contextlib.contextmanager

@@ -42,8 +42,13 @@ def end_together() -> None:
     subprocess_script._launch_process_observer = watch_started  # type: ignore[attr-defined,assignment]
     if "LOCAL_RANK" not in os.environ:
         os.environ[FIRST_VARIABLE] = str(os.getpid())
-    elif os.environ.get(FIRST_VARIABLE) == str(os.getppid()):
-        _in_background(_follow, os.getppid())
+        return
+    first = int(os.environ.get(FIRST_VARIABLE, "0"))
+    if first == os.getppid():
+        _in_background(_follow, first)
+    elif first and not _lives(first):
+        log.error("The process that started this one has ended before this one began to train.")
+        _leave()
 
 
 def watch_started(processes: Sequence[subprocess.Popen[bytes]]) -> None:
@@ -88,6 +93,16 @@ def _lead(processes: Sequence[subprocess.Popen[bytes]]) -> None:
     for process in processes:
         process.kill()
     _leave()
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _follow(first: int) -> None:

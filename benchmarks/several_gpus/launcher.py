@@ -80,7 +80,7 @@ class Launcher:
     Args:
         gpus: Numbers of the GPUs; empty on a machine without.
         seconds: No run starts later than that after now.
-        timeout: What takes longer is killed.
+        timeout: What takes longer is killed; the time that a training is held does not count.
         together: How many runs there may be at a time.
     """
 
@@ -140,7 +140,7 @@ class Launcher:
             )
         run.group = process.pid
         try:
-            run.status = await asyncio.wait_for(process.wait(), self.timeout)
+            run.status = await self._end_of(run, process)
         except TimeoutError:
             run.kill()
             await process.wait()
@@ -152,6 +152,20 @@ class Launcher:
         if run.status:
             last = (run.errors.strip().splitlines() or ["nothing said"])[-1]
             run.problem = f"status {run.status}: {last[:200]}"
+
+    async def _end_of(self, run: Run, process: asyncio.subprocess.Process) -> int:
+        """Return a run's status.
+
+        Raises:
+            TimeoutError: It runs for too long.
+        """
+        end, worked = asyncio.create_task(process.wait()), 0.0
+        while not end.done():
+            if worked > self.timeout:
+                raise TimeoutError
+            await asyncio.wait([end], timeout=POLL_S)
+            worked += 0.0 if run.is_held() and not run.left("go").exists() else POLL_S
+        return end.result()
 
 
 def alive(pid: int) -> bool:

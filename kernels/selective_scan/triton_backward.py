@@ -196,7 +196,7 @@ def selective_scan_bwd_kernel(
                     chunk_start, first, start, end, lane, channel, channels,
                     N, RANK, BLOCK_R, ORDER, SOFTPLUS, WIDE, STEPS, BLOCK_N, CHANNELS, SPLIT,
                 )  # fmt: skip
-                if PREFETCH:
+                if PREFETCH and chunk_start > start:
                     prefetch_chunk(
                         u_ptr, u_step, delta_ptr, delta_step, grad_out_ptr, grad_out_step, B_ptr, B_step, C_ptr, C_step,
                         path, chunk_start - CHUNK, start, lane, block * (LANES // SPLIT * CHANNELS),
@@ -307,7 +307,7 @@ def prefetch_chunk(u_ptr, u_step, delta_ptr, delta_step, grad_out_ptr, grad_out_
                    WIDE: tl.constexpr, CHUNK: tl.constexpr):  # fmt: skip
     """Ask for what a chunk reads, so that its loads find it in the L2 cache; a lane asks for the rows of a step."""
     for part in tl.static_range((CHUNK + LANES - 1) // LANES):
-        step = tl.maximum(chunk_start + part * LANES + lane, start)
+        step = tl.minimum(tl.maximum(chunk_start + part * LANES + lane, start), path[0] - 1)
         position = look_up(path, find_step(path, step, ORDER)[0], ORDER)
         position = position.to(tl.int64) if WIDE else position
         prefetch(u_ptr + position * u_step + first_channel)

@@ -225,7 +225,9 @@ class CoTrainingModule(L.LightningModule, ABC):
             if isinstance(module, EmaTeacher):
                 module.train()
         whole = isinstance(self.trainer.strategy, SingleDeviceStrategy | DDPStrategy)
-        if self.cuda_graphs and whole and self.device.type == "cuda":
+        # Anomaly detection reads every gradient, which no recording allows.
+        recordable = whole and not getattr(self.trainer, "_detect_anomaly", False)
+        if self.cuda_graphs and recordable and self.device.type == "cuda":
             self._graphs = StudentGraphs(self.networks)
 
     def on_fit_end(self) -> None:

@@ -117,6 +117,7 @@ def test_a_timed_training_on_a_cpu_becomes_a_row(tmp_path, repository):
     done = subprocess.run(command, cwd=repository, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (row,) = csv.DictReader((tmp_path / "r.csv").open())
+    assert row["batch"], row["detail"]
     assert (row["part"], row["experiment"], row["devices"], row["batch"], row["efficiency"]) == (
         *("weak", "demo", "1", "16", "1.0"),
     )

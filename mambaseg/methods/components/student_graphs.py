@@ -163,8 +163,6 @@ class RecordedPass:
         by_name = dict(run.named_parameters())
         self.parameters = [by_name[name] for name in trained]
         with _unchanged(run, image.device):
-            with compiling_together():
-                self._run_once(run, trained)
             self._warm_up(run, trained)
         pool = torch.cuda.graph_pool_handle()
         self.forward_graph = torch.cuda.CUDAGraph()
@@ -198,6 +196,8 @@ class RecordedPass:
     def _warm_up(self, run: Pass, trained: dict[str, Tensor]) -> None:
         torch.cuda.synchronize()
         with torch.cuda.stream(self.stream):
+            with compiling_together():
+                self._run_once(run, trained)
             for _ in range(WARM_UP_PASSES):
                 self._run_once(run, trained)
         torch.cuda.synchronize()
