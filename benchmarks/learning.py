@@ -8,16 +8,17 @@ exists already in the folder is read, not repeated. ``plot_learning.py`` draws t
 
 import argparse
 import datetime
-import json
 import statistics
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from mambaseg.callbacks.run_card import FILE_NAME
+from mambaseg.experiment import read_mapping, students_of
 from mambaseg.io.csv_record import append_rows
+from mambaseg.lightning_cli import RESOLVED
+from mambaseg.reports.run_record import read_card, read_rows
 
 RESULTS = Path(__file__).parent / "results" / "semi_acdc_learning.csv"
 COLUMNS = ("recipe", "step", "predictor", "dice", "dice_with_background", "it_per_s", "peak_gib", "load", "seed")
@@ -38,9 +39,9 @@ def train(experiment: str, folder: Path, steps: int, every: int) -> None:
 
 def rows(experiment: str, folder: Path) -> list[dict[str, Any]]:
     """Return one row for each validation and predictor of a finished run, on whichever machine it was."""
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    card = json.loads((folder / "run_card.json").read_text())
-    students = yaml.safe_load((folder / "config.yaml").read_text())["model"]["init_args"]["students"]
+    records, _ = read_rows(folder / "metrics.jsonl")
+    card = read_card(folder / FILE_NAME)
+    students = students_of(read_mapping(folder / RESOLVED))
     speeds = [record["speed/steps_per_s"] for record in records if "speed/steps_per_s" in record]
     lengths = [student["schedule"].get("total_steps") or 0 for student in students.values()]
     on_gpu = card["device"]["type"] == "cuda"

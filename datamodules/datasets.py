@@ -108,8 +108,11 @@ class SliceDataset(Dataset[Sample]):
     def _reads(self, case_id: str, granted: Supervision) -> list[ArrayKind]:
         """Return which arrays of a case samples are made of."""
         truth = [TRUTH[granted]] if granted in TRUTH else []
-        audited: list[ArrayKind] = ["label"] if self.audit and self.source.has(case_id, "label") else []
+        audited: list[ArrayKind] = ["label"] if self._is_audited(case_id) else []
         return ["image", *truth, *audited]
+
+    def _is_audited(self, case_id: str) -> bool:
+        return self.audit and self.source.has(case_id, "label")
 
     def indices(self, supervision: Supervision) -> list[int]:
         """Return the numbers of all samples with that supervision."""
@@ -135,7 +138,7 @@ class SliceDataset(Dataset[Sample]):
     ) -> tuple[View, NDArray[np.uint8] | None]:
         """Return the augmented slice and, when auditing, the truth moved in the same way."""
         image = self._slice(case_id, "image", level)
-        truth = self._slice(case_id, "label", level) if self.audit and self.source.has(case_id, "label") else None
+        truth = self._slice(case_id, "label", level) if self._is_audited(case_id) else None
         if supervision is Supervision.NONE:
             unknown = np.full(image.shape, IGNORE_INDEX, np.uint8)
             # Transforms promise an image that does not depend on the label, so one pass moves image and truth together.

@@ -91,8 +91,7 @@ class Report:
 def commit_of_the_code() -> str:
     from mambaseg.callbacks.provenance import code_version  # brings Lightning, which compiling processes do without
 
-    version = code_version()
-    return (version.git_sha or "unknown")[:7] + ("+" if version.git_dirty else "")
+    return code_version().short
 
 
 def chosen_cases(size: str, dtypes: list[str], kernels: list[str]) -> list[Case]:

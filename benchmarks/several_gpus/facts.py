@@ -6,9 +6,11 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from mambaseg.callbacks.provenance import CodeVersion
 from mambaseg.callbacks.run_card import FILE_NAME
 from mambaseg.experiment import read_mapping
 from mambaseg.lightning_cli import RESOLVED
+from mambaseg.reports.run_record import read_card
 from mambaseg.reports.tables import read_scores
 
 SETTLE = 10
@@ -81,15 +83,14 @@ def scores(output: Path) -> dict[tuple[str, str, int], float]:
 
 def facts(run: Path) -> dict[str, Any]:
     """Return the columns that say what a training ran on; none where it had not begun."""
-    if not (run / FILE_NAME).exists():
+    card = read_card(run / FILE_NAME)
+    if not card:
         return {}
-    card = json.loads((run / FILE_NAME).read_text(encoding="utf-8"))
-    code = (card["code"]["git_sha"] or "unknown")[:7] + ("+" if card["code"]["git_dirty"] else "")
     return {
         "precision": read_mapping(run / RESOLVED)["trainer"]["precision"],
         "device": card["device"]["name"],
         "torch": card["packages"]["torch"],
         "triton": card["packages"].get("triton", ""),
-        "code": code,
+        "code": CodeVersion(**card["code"]).short,
         "date": card["starts"][-1]["time"][:10],
     }

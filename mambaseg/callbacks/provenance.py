@@ -44,6 +44,11 @@ class CodeVersion:
         commit = "no commit known" if self.git_sha is None else f"commit {self.git_sha}"
         return f"mambaseg {self.version}, {commit}" + (" with uncommitted changes" if self.git_dirty else "")
 
+    @property
+    def short(self) -> str:
+        """Seven digits of the commit, and a plus where files differ from it."""
+        return (self.git_sha or "unknown")[:7] + ("+" if self.git_dirty else "")
+
     def as_dict(self) -> dict[str, Any]:
         """Return the attributes by name."""
         return asdict(self)

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
+from benchmarks.several_gpus.launcher import alive
 from mambaseg import companions
 from mambaseg.callbacks.stop_signals import StoppedError
 from tests.methods.test_training import experiment
@@ -88,11 +89,16 @@ def test_a_failing_process_does_not_wait_for_the_others_at_its_exit(monkeypatch,
     assert alarms == [companions.LAST_RESORT_S] * at_once
 
 
-def alive(pid):
-    try:
-        return open(f"/proc/{pid}/stat").read().rpartition(") ")[2][0] not in "ZX"
-    except OSError:
-        return False
+@pytest.mark.parametrize(("first", "leaves"), [("none", False), ("alive", False), ("ended", True)])
+def test_a_process_whose_first_is_gone_before_it_trains_leaves(left, started, monkeypatch, caplog, first, leaves):
+    (ended,) = started("")
+    ended.wait()
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv(companions.FIRST_VARIABLE, str({"none": 0, "alive": os.getpid(), "ended": ended.pid}[first]))
+    monkeypatch.setattr(companions.subprocess_script, "_launch_process_observer", None)
+    companions.end_together()
+    assert left == [1] * leaves
+    assert ("has ended before" in caplog.text) == leaves
 
 
 @pytest.mark.slow
