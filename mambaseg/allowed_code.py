@@ -7,6 +7,8 @@ from jsonargparse import set_parsing_settings
 ALLOWED = ("mambaseg", "lightning", "torch.optim")
 VARIABLE = "MAMBASEG_ALLOW_CODE"
 """Further prefixes, separated by commas; an environment variable, so that the other processes of a run have it too."""
+_allowed_once: set[str] = set()
+"""Prefixes that this process has allowed: jsonargparse adds to its rules and forgets none, so those must be denied."""
 
 
 def restrict_class_paths() -> None:
@@ -14,5 +16,7 @@ def restrict_class_paths() -> None:
 
     The rule holds for ``class_path`` and for whatever else names an object, such as a callback's function.
     """
-    wider = [prefix.strip() for prefix in os.environ.get(VARIABLE, "").split(",") if prefix.strip()]
-    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=[*ALLOWED, *wider])
+    wider = {prefix.strip() for prefix in os.environ.get(VARIABLE, "").split(",") if prefix.strip()}
+    _allowed_once.update(wider)
+    no_longer = sorted(_allowed_once - wider)
+    set_parsing_settings(import_path_denylist=["*", *no_longer], import_path_allowlist=[*ALLOWED, *sorted(wider)])

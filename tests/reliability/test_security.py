@@ -77,6 +77,8 @@ def test_arguments_import_nothing_either_unless_told(hostile, tmp_path, monkeypa
     assert not (tmp_path / "imported").exists()
     assert main([*words, "--allow-code", "strange_package"]) == 0
     assert (tmp_path / "imported").exists()
+    monkeypatch.setenv("MAMBASEG_ALLOW_CODE", "")
+    assert main(words) == 2, "allowed for one command only"
 
 
 def spoiled(saved, path, mark):
