@@ -18,6 +18,7 @@ import argparse
 import asyncio
 import csv
 import os
+import sys
 from datetime import datetime
 from pathlib import Path
 
@@ -27,6 +28,8 @@ from several_gpus.bench import Bench
 from several_gpus.facts import SETTLE
 from several_gpus.launcher import ROOT, Launcher
 from several_gpus.parts import PARTS
+
+from mambaseg.errors import InputError
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -38,7 +41,10 @@ EXPERIMENTS = ["semi_acdc_released", "weak_acdc"]
 def main() -> None:
     arguments = parse()
     if arguments.measure:
-        asyncio.run(measure(arguments))
+        try:
+            asyncio.run(measure(arguments))
+        except InputError as error:
+            sys.exit(f"gpus.py: {error}")
     rows = read(arguments.csv)
     if rows:
         draw(rows, arguments.output)

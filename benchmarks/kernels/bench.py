@@ -61,10 +61,9 @@ class Report:
     Args:
         path: The file; None to print only.
         device: ``cuda`` or ``cpu``.
-        commit: Of the code; None to ask git.
     """
 
-    def __init__(self, path: Path | None, device: str, commit: str | None) -> None:
+    def __init__(self, path: Path | None, device: str) -> None:
         self.path = path
         self.ours = backend.select(torch.device(device))
         self.rows: list[Row] = []
@@ -72,7 +71,7 @@ class Report:
             "gpu": torch.cuda.get_device_name() if device == "cuda" else "cpu",
             "torch": torch.__version__,
             "triton": importlib.metadata.version("triton") if backend.triton_installed() else "",
-            "commit": commit or commit_of_the_code(),
+            "commit": commit_of_the_code(),
             "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
         }
         print(*PRINTED, sep="\t")
@@ -253,7 +252,6 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, help="15 on a GPU, 5 on a CPU by default")
     parser.add_argument("--workers", type=int, default=16, help="processes that compile; 0 compiles as it goes")
     parser.add_argument("--seconds", type=float, default=95, help="start no case after this long")
-    parser.add_argument("--commit", help="of the code, where git cannot say")
     parser.add_argument("--output", type=Path, default=None, help="CSV file to append to; bench.csv on a GPU")
     arguments = parser.parse_args()
     deadline = time.perf_counter() + arguments.seconds
@@ -265,7 +263,7 @@ def main() -> None:
     cases = chosen_cases("full" if on_gpu else "demo", arguments.dtypes, arguments.kernels)
     if not cases:
         raise SystemExit(f"no kernel's name begins with {' or '.join(arguments.kernels)}")
-    report = Report(arguments.output or (RESULTS if on_gpu else None), device, arguments.commit)
+    report = Report(arguments.output or (RESULTS if on_gpu else None), device)
     if on_gpu and arguments.workers:
         compile_all(cases, arguments.dtypes, arguments.kernels, arguments.workers)
     gc.freeze()  # capturing a graph collects garbage first, which should not search all that was imported

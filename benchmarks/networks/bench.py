@@ -214,7 +214,7 @@ def rows(names: list[str], setting: Setting, modes: list[str], passes: list[str]
         "device": torch.cuda.get_device_name() if setting.device == "cuda" else cpu_name(),
         "torch": torch.__version__,
         "triton": importlib.metadata.version("triton") if setting.device == "cuda" else "",
-        "code": (code_version().git_sha or "unknown")[:7],
+        "code": code_version().short,
         "date": date.today().isoformat(),
     }
     for name in names:

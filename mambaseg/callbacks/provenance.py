@@ -1,5 +1,6 @@
 """Which code, packages and machine made a result."""
 
+import os
 import platform
 import subprocess
 from dataclasses import asdict, dataclass
@@ -8,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+COMMIT_VARIABLE = "MAMBASEG_COMMIT"
 PACKAGE_FOLDER = Path(__file__).resolve().parents[1]
 RECORDED_PACKAGES = (
     "torch",
@@ -56,12 +58,17 @@ class CodeVersion:
 
 @cache
 def code_version() -> CodeVersion:
-    """Return the version of the code as it was when first asked for: later edits are not what runs."""
+    """Return the version of the code as it was when first asked for: later edits are not what runs.
+
+    Where the code was copied without its repository, into a container say, ``$MAMBASEG_COMMIT`` names the commit.
+    """
     from mambaseg.version import __version__
 
     # A wheel inside the virtual environment of another repository must not be given that repository's commit.
     tracked = _git("ls-files", "--error-unmatch", "version.py") is not None
-    sha = _git("rev-parse", "HEAD") if tracked else None
+    if not tracked:
+        return CodeVersion(__version__, os.environ.get(COMMIT_VARIABLE) or None, None)
+    sha = _git("rev-parse", "HEAD")
     changes = None if sha is None else _git("status", "--porcelain")
     return CodeVersion(__version__, sha, None if changes is None else bool(changes))
 

@@ -129,7 +129,7 @@ def record(setting: Setting, row: Row) -> dict[str, Any]:
 
     memory = None if row.memory_gib is None else round(row.memory_gib, 2)
     return {
-        "code": (code_version().git_sha or "unknown")[:7],
+        "code": code_version().short,
         "experiment": setting.name,
         "settings": " ".join(setting.overrides),
         "input": row.input,

@@ -85,7 +85,7 @@ def test_a_wrong_result_is_not_timed_and_leaves_the_other_cases_alone(folder, mo
     def case(operator):
         return Case("twice", "(3)", "fp32", (3,), (2,), draw, {"ours": Provider(operator)}, lambda x: 2 * x)
 
-    report = bench.Report(None, "cpu", "0000000")
+    report = bench.Report(None, "cpu")
     failed = bench.measure_all([case(lambda x: 3 * x), case(lambda x: x + x)], report, "cpu", 2, float("inf"))
     assert len(failed) == 1
     assert "relative RMS error" in failed[0]

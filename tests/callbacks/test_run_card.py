@@ -94,8 +94,12 @@ def test_installed_package_does_not_take_the_commit_around_it(repository_with_co
     installed.mkdir(parents=True)
     (installed / "version.py").write_text("")
     monkeypatch.setattr(provenance, "PACKAGE_FOLDER", installed)
+    monkeypatch.delenv(provenance.COMMIT_VARIABLE, raising=False)
     code_version.cache_clear()
     assert (code_version().git_sha, code_version().git_dirty) == (None, None)
+    monkeypatch.setenv(provenance.COMMIT_VARIABLE, "0d8b549")
+    code_version.cache_clear()
+    assert (code_version().git_sha, code_version().git_dirty) == ("0d8b549", None), "told, where git cannot tell"
 
 
 def test_packages_that_are_absent_are_left_out(monkeypatch):
