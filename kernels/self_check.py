@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from mambaseg.kernels.causal_conv1d import causal_conv1d, causal_conv1d_reference
+from mambaseg.kernels.depthwise_conv2d import depthwise_conv2d, depthwise_conv2d_reference
 from mambaseg.kernels.norm_gate import layer_norm, layer_norm_reference, merge_norm_gate, merge_norm_gate_reference
 from mambaseg.kernels.selective_scan.interface import selective_scan
 from mambaseg.kernels.selective_scan.reference import selective_scan_reference
@@ -33,6 +34,9 @@ def operator_errors(device: torch.device) -> dict[str, float]:
         "selective state update": _state_update_error(device),
         "causal convolution": _error(
             device, causal_conv1d, causal_conv1d_reference, [(2, 35, 70), (35, 4), (35,)], activation="silu"
+        ),
+        "depthwise convolution": _error(
+            device, depthwise_conv2d, depthwise_conv2d_reference, [(2, 7, 9, 70), (70, 3, 3), (70,)], activation="silu"
         ),
         "merge, norm and gate": _error(
             device, merge_norm_gate, merge_norm_gate_reference, [(2, 35, 4, 50), (2, 35, 50), (50,), (50,)]

@@ -1,5 +1,6 @@
 """Cases of the operators around the scan, beside their plain torch compositions, at the sizes of Mamba-UNet."""
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -7,8 +8,15 @@ from case import DTYPES, OURS, Case, Draw, Operator, Provider
 from torch import Tensor
 from torch.nn import functional as F
 
-from mambaseg.kernels import causal_conv1d, causal_conv1d_update, merge_norm_gate, selective_state_update
+from mambaseg.kernels import (
+    causal_conv1d,
+    causal_conv1d_update,
+    depthwise_conv2d,
+    merge_norm_gate,
+    selective_state_update,
+)
 from mambaseg.kernels.causal_conv1d import causal_conv1d_reference, causal_conv1d_update_reference
+from mambaseg.kernels.depthwise_conv2d import depthwise_conv2d_reference
 from mambaseg.kernels.norm_gate import layer_norm, layer_norm_reference, merge_norm_gate_reference
 from mambaseg.kernels.selective_state_update import selective_state_update_reference
 
@@ -20,6 +28,8 @@ SIZES = {
 SMALL = (2, 37)
 TORCH = "torch"
 TAPS = 4
+SIDE = 3
+"""Rows and columns of taps of the convolution of maps."""
 D_STATE = 16
 
 
@@ -29,6 +39,7 @@ def cases(size: str, dtypes: list[str]) -> Iterator[Case]:
         for sizes in SIZES[size]:
             for layout in ("channels last", "time last"):
                 yield convolution(layout, sizes, dtype)
+            yield map_convolution(sizes, dtype)
             for directions in (4, 1):
                 yield norm_gate(directions, sizes, dtype)
             yield merge_norm(sizes, dtype)
@@ -64,6 +75,33 @@ def convolution(layout: str, sizes: tuple[int, int, int], dtype: str) -> Case:
         return out
 
     return _around_a_scan(f"causal_conv1d {layout}", sizes, dtype, draw, ours, plain, reference)
+
+
+def map_convolution(sizes: tuple[int, int, int], dtype: str) -> Case:
+    """Return the convolution before a scan of square maps; its input is a half of a wider projection."""
+    batch, steps, channels = sizes
+    side = math.isqrt(steps)
+
+    def draw(sizes: tuple[int, ...], kind: torch.dtype, device: str) -> list[Tensor]:
+        *maps, channels = sizes
+        x = torch.randn(*maps, 2 * channels, device=device).to(kind)[..., :channels]
+        return [x, torch.randn(channels, SIDE, SIDE, device=device), torch.randn(channels, device=device)]
+
+    def plain(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """Convolve with the channels moved to the front and back, which copies nothing by itself; activate."""
+        maps, taps = x.permute(0, 3, 1, 2), weight.unsqueeze(1).to(x.dtype)
+        out = F.conv2d(maps, taps, bias.to(x.dtype), padding=SIDE // 2, groups=x.shape[-1])
+        return F.silu(out).permute(0, 2, 3, 1).contiguous()
+
+    def ours(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return depthwise_conv2d(x, weight, bias, activation="silu")
+
+    def reference(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return depthwise_conv2d_reference(x, weight, bias, activation="silu")
+
+    kernel, shape = "depthwise_conv2d", (batch, side, side, channels)
+    providers = {TORCH: Provider(plain), OURS: Provider(ours, f"{kernel} {dtype} {channels}")}
+    return Case(kernel, str(shape), dtype, shape, (2, 5, 7, channels), draw, providers, reference)
 
 
 def norm_gate(directions: int, sizes: tuple[int, int, int], dtype: str) -> Case:

@@ -125,6 +125,11 @@ def causal_conv1d(mode: str, size: int, batch: int, steps: int, channels: int) -
     return Work((3 if mode == "backward" else 2) * elements * size, 2 * elements)
 
 
+def depthwise_conv2d(mode: str, size: int, batch: int, height: int, width: int, channels: int) -> Work:
+    """Count the convolution of (B, H, W, D) with SiLU: x and y forward, x, dy and dx backward; exp and division."""
+    return causal_conv1d(mode, size, batch, height * width, channels)
+
+
 def norm_gate(mode: str, size: int, directions: int, batch: int, steps: int, channels: int) -> Work:
     """Count merge, norm and gate of G directions (B, L, G, E).
 
@@ -163,6 +168,7 @@ COUNTS: dict[str, Callable[..., Work]] = {
     "selective_scan": scan,
     "ss2d": ss2d,
     "causal_conv1d": causal_conv1d,
+    "depthwise_conv2d": depthwise_conv2d,
     "norm_gate": norm_gate,
     "merge_norm": merge_norm,
     "layer_norm": layer_norm,

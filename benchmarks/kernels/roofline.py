@@ -71,6 +71,7 @@ class Column:
 STAGES = ((192, 56), (384, 28), (768, 14), (1536, 7))
 SCANS = tuple(f"(24, 4*{channels}, {side}*{side}), N=16" for channels, side in STAGES)
 SEQUENCES = tuple(f"(24, {side * side}, {channels})" for channels, side in STAGES)
+MAPS = tuple(f"(24, {side}, {side}, {channels})" for channels, side in STAGES)
 FIGURES = {
     "selective_scan": (
         Column("forward", "selective_scan", "forward", SCANS),
@@ -90,6 +91,10 @@ FIGURES = {
     "causal_conv1d": (
         Column("forward", "causal_conv1d channels last", "forward_saving", SEQUENCES),
         Column("backward", "causal_conv1d channels last", "backward", SEQUENCES),
+    ),
+    "depthwise_conv2d": (
+        Column("forward", "depthwise_conv2d", "forward_saving", MAPS),
+        Column("backward", "depthwise_conv2d", "backward", MAPS),
     ),
     "norm_gate": (
         Column("merge, norm, gate: forward", "norm_gate 4", "forward_saving", SEQUENCES),

@@ -5,6 +5,7 @@ kept in ``costs.json``: ``python -m mambaseg.networks.cost`` writes it, and a te
 """
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -115,6 +116,10 @@ def _convolution_flops(x: tuple[int, ...], weight: tuple[int, ...], *_: Any) -> 
     return FLOPS_PER_MAC * x[0] * x[1] * x[2] * weight[-1]
 
 
+def _depthwise_flops(x: tuple[int, ...], weight: tuple[int, ...], *_: Any) -> int:
+    return FLOPS_PER_MAC * math.prod(x) * weight[1] * weight[2]
+
+
 def _projections(layer: SS2D, scan: int) -> int:
     """Return the FLOPs from the map to step sizes, B and C, given the operations of the layer's scan."""
     _, channels, rank = layer.dt_projs_weight.shape
@@ -124,8 +129,8 @@ def _projections(layer: SS2D, scan: int) -> int:
 
 
 def _own_matmuls(counts: Mapping[str, Mapping[Any, int]], path: str) -> int:
-    """Return what was counted in a module, outside its children and its scan."""
-    own = sum(counts[path].values()) - counts[path][_SCAN]
+    """Return what was counted in a module, outside its children, its scan and its convolution."""
+    own = sum(counts[path].values()) - counts[path][_SCAN] - counts[path].get(_DEPTHWISE, 0)
     for child, counted in counts.items():
         if child.startswith(f"{path}.") and "." not in child.removeprefix(f"{path}."):
             own -= sum(counted.values())
@@ -143,8 +148,10 @@ def _formula(count: Callable[..., int]) -> Callable[..., int]:
 
 
 _SCAN = torch.ops.mambaseg.selective_scan_forward
+_DEPTHWISE = torch.ops.mambaseg.depthwise_conv2d_forward
 _CUSTOM: dict[Any, Callable[..., int]] = {
     _SCAN: _formula(_scan_operations),
+    _DEPTHWISE: _formula(_depthwise_flops),
     torch.ops.mambaseg.causal_conv1d_forward: _formula(_convolution_flops),
 }
 

@@ -46,6 +46,28 @@ def convolution_inputs(
     return {name: value if value is None else value.requires_grad_(requires_grad) for name, value in inputs.items()}
 
 
+def map_convolution_inputs(
+    batch: int,
+    height: int,
+    width: int,
+    channels: int,
+    side: int = 3,
+    dtype: torch.dtype = torch.float64,
+    device: str = "cpu",
+    bias: bool = True,
+    requires_grad: bool = True,
+) -> dict[str, Any]:
+    """Draw the arguments of ``depthwise_conv2d``; x is half of a wider tensor, parameters are never half."""
+    draw = _draw(height * 1000 + channels, device)
+    wide = torch.promote_types(dtype, torch.float32)
+    inputs = {
+        "x": draw(batch, height, width, 2 * channels, dtype=dtype)[..., :channels],
+        "weight": draw(channels, side, side, dtype=wide),
+        "bias": draw(channels, dtype=wide) if bias else None,
+    }
+    return {name: value if value is None else value.requires_grad_(requires_grad) for name, value in inputs.items()}
+
+
 def update_inputs(
     batch: int,
     dim: int,

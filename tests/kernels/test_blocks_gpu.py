@@ -5,14 +5,16 @@ import torch
 
 from mambaseg.kernels import selective_scan
 from mambaseg.kernels.causal_conv1d import causal_conv1d, causal_conv1d_reference, causal_conv1d_update
+from mambaseg.kernels.depthwise_conv2d import depthwise_conv2d, depthwise_conv2d_reference
 from mambaseg.kernels.norm_gate import layer_norm, layer_norm_reference, merge_norm_gate, merge_norm_gate_reference
 from mambaseg.kernels.selective_state_update import selective_state_update, selective_state_update_reference
-from tests.kernels.block_cases import convolution_inputs, norm_gate_inputs, update_inputs
+from tests.kernels.block_cases import convolution_inputs, map_convolution_inputs, norm_gate_inputs, update_inputs
 from tests.kernels.scan_cases import assert_close, gradients, in_float64, scan_inputs
 
 pytestmark = pytest.mark.gpu
 
 PRECISION = {torch.float32: (1e-5, 1e-4), torch.bfloat16: (1e-2, 1e-2), torch.float16: (2e-3, 5e-3)}
+MAPS = [(2, 56, 56, 192), (2, 28, 28, 384), (2, 14, 14, 768), (2, 7, 7, 1536)]
 STAGES = [(2, 3136, 192), (2, 784, 384), (2, 196, 768), (2, 49, 1536)]
 
 
@@ -73,6 +75,23 @@ def test_convolution_steps(dtype):
         out = causal_conv1d_update(inputs["x"][..., t], state, inputs["weight"], inputs["bias"], "silu")
         assert_close(f"step {t}", out, expected[..., t], PRECISION[dtype][0])
     assert torch.equal(state, inputs["x"][..., -4:])
+
+
+@pytest.mark.parametrize("shape", [*MAPS, (1, 128, 128, 96), (3, 21, 50, 35), (1, 1, 1, 2), (2, 3, 2500, 7)])
+@pytest.mark.parametrize("dtype", list(PRECISION))
+@pytest.mark.usefixtures("_poisoned")
+def test_map_convolution_shapes_and_types(shape, dtype):
+    inputs = map_convolution_inputs(*shape, dtype=dtype, device="cuda")
+    _compare(depthwise_conv2d, depthwise_conv2d_reference, inputs, dtype, activation="silu")
+
+
+@pytest.mark.parametrize("side", [1, 3, 5])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("activation", [None, "silu"])
+@pytest.mark.usefixtures("_poisoned")
+def test_map_convolution_options(side, bias, activation):
+    inputs = map_convolution_inputs(2, 9, 13, 50, side, dtype=torch.float32, device="cuda", bias=bias)
+    _compare(depthwise_conv2d, depthwise_conv2d_reference, inputs, torch.float32, activation=activation)
 
 
 @pytest.mark.parametrize(
@@ -144,7 +163,10 @@ def test_same_call_twice_is_bit_equal():
         out = causal_conv1d(**inputs, activation="silu")
         gate_inputs = norm_gate_inputs(4, 784, 4, 384, dtype=torch.float32, device="cuda")
         gated = merge_norm_gate(**gate_inputs)
-        runs.append([out, gated, *gradients(out, inputs).values(), *gradients(gated, gate_inputs).values()])
+        map_inputs = map_convolution_inputs(4, 28, 28, 384, dtype=torch.float32, device="cuda")
+        convolved = depthwise_conv2d(**map_inputs, activation="silu")
+        pairs = ((out, inputs), (gated, gate_inputs), (convolved, map_inputs))
+        runs.append([tensor for out, given in pairs for tensor in (out, *gradients(out, given).values())])
     assert all(torch.equal(first, second) for first, second in zip(*runs, strict=True))
 
 
@@ -169,6 +191,24 @@ def test_convolution_beyond_32_bits():
     assert_close("dx", grad[:, -64:].transpose(1, 2), expected, 1e-2)
 
 
+def test_map_convolution_beyond_32_bits():
+    _skip_without_memory(24)
+    height, width, channels = 2**13 + 5, 2**11, 128
+    x = torch.zeros(1, height, width, channels, device="cuda", dtype=torch.bfloat16)
+    x[:, -8:] = torch.randn(1, 8, width, channels, device="cuda")
+    weight = torch.randn(channels, 3, 3, device="cuda")
+    x.requires_grad_()
+    out = depthwise_conv2d(x, weight, activation="silu")
+    tail = x.detach()[:, -9:].double().cpu().requires_grad_()
+    truth = depthwise_conv2d_reference(tail, weight.double().cpu(), activation="silu")
+    assert_close("out", out[:, -8:], truth[:, 1:], 1e-2)
+    upstream = torch.zeros_like(out)
+    upstream[:, -8:] = 1
+    (grad,) = torch.autograd.grad(out, x, upstream)
+    (expected,) = torch.autograd.grad(truth[:, 1:].sum(), tail)
+    assert_close("dx", grad[:, -9:], expected, 1e-2)
+
+
 def test_norm_gate_beyond_32_bits():
     _skip_without_memory(48)
     length, channels = 2**24 + 40, 128
@@ -190,15 +230,22 @@ def test_norm_gate_beyond_32_bits():
 
 def test_new_lengths_compile_nothing():
     from mambaseg.kernels.causal_conv1d.triton_kernels import causal_conv1d_bwd_kernel, causal_conv1d_fwd_kernel
+    from mambaseg.kernels.depthwise_conv2d.triton_kernels import (
+        depthwise_conv2d_kernel,
+        depthwise_conv2d_weights_kernel,
+    )
     from mambaseg.kernels.norm_gate.triton_kernels import norm_gate_bwd_kernel, norm_gate_fwd_kernel
 
     kernels = (causal_conv1d_fwd_kernel, causal_conv1d_bwd_kernel, norm_gate_fwd_kernel, norm_gate_bwd_kernel)
+    kernels += (depthwise_conv2d_kernel, depthwise_conv2d_weights_kernel)
 
     def run(length):
         inputs = convolution_inputs(2, 64, length, 4, dtype=torch.float32, device="cuda")
         gradients(causal_conv1d(**inputs, activation="silu"), inputs)
         gate_inputs = norm_gate_inputs(2, length, 4, 64, dtype=torch.float32, device="cuda")
         gradients(merge_norm_gate(**gate_inputs), gate_inputs)
+        map_inputs = map_convolution_inputs(2, length, 2 * length, 64, dtype=torch.float32, device="cuda")
+        gradients(depthwise_conv2d(**map_inputs, activation="silu"), map_inputs)
         return [sum(len(cache[0]) for cache in kernel.device_caches.values()) for kernel in kernels]
 
     compiled = run(100)
@@ -221,6 +268,7 @@ def test_compiles_with_inductor():
 
 def test_opcheck():
     from mambaseg.kernels.causal_conv1d.op import causal_conv1d_forward, causal_conv1d_step
+    from mambaseg.kernels.depthwise_conv2d.op import depthwise_conv2d_forward
     from mambaseg.kernels.norm_gate.op import norm_gate_forward
     from mambaseg.kernels.selective_state_update.op import selective_state_step
 
@@ -231,6 +279,8 @@ def test_opcheck():
     torch.library.opcheck(causal_conv1d_forward, (x, weight, bias, states, True))
     step = (torch.randn(2, 5), torch.randn(2, 5, 4), torch.randn(5, 4), torch.randn(5))
     torch.library.opcheck(causal_conv1d_step, (*(tensor.cuda() for tensor in step), True))
+    maps = map_convolution_inputs(2, 3, 4, 5, dtype=torch.float32, device="cuda").values()
+    torch.library.opcheck(depthwise_conv2d_forward, (*maps, True))
     gate = norm_gate_inputs(2, 3, 4, 5, dtype=torch.float32, device="cuda").values()
     torch.library.opcheck(norm_gate_forward, (*gate, 1e-5, True, torch.float32))
     update = update_inputs(2, 6, 3, groups=2, dtype=torch.float32, device="cuda").values()

@@ -13,11 +13,13 @@ from mambaseg.kernels.causal_conv1d import (
     causal_conv1d_update_reference,
 )
 from mambaseg.kernels.causal_conv1d import triton_launch as convolution_launch
+from mambaseg.kernels.depthwise_conv2d import depthwise_conv2d, depthwise_conv2d_reference
+from mambaseg.kernels.depthwise_conv2d import triton_launch as map_convolution_launch
 from mambaseg.kernels.norm_gate import layer_norm, layer_norm_reference, merge_norm_gate, merge_norm_gate_reference
 from mambaseg.kernels.norm_gate import triton_launch as norm_gate_launch
 from mambaseg.kernels.selective_state_update import selective_state_update, selective_state_update_reference
 from mambaseg.kernels.selective_state_update import triton_launch as update_launch
-from tests.kernels.block_cases import convolution_inputs, norm_gate_inputs, update_inputs
+from tests.kernels.block_cases import convolution_inputs, map_convolution_inputs, norm_gate_inputs, update_inputs
 from tests.kernels.scan_cases import assert_close, gradients, in_float64
 
 
@@ -32,6 +34,7 @@ def _count_launches(monkeypatch):
     for module, name in (
         (convolution_launch, "forward"),
         (convolution_launch, "update"),
+        (map_convolution_launch, "forward"),
         (norm_gate_launch, "forward"),
         (update_launch, "update"),
     ):
@@ -105,6 +108,35 @@ def test_convolution_step(width, state_length, bias):
     out = causal_conv1d_update(x, state, inputs["weight"], inputs["bias"], "silu")
     assert_close("out", out, truth, 1e-5)
     assert torch.equal(state.double(), truth_state)
+
+
+@pytest.mark.parametrize(
+    ("batch", "height", "width", "channels", "side"),
+    [(1, 1, 1, 1, 3), (2, 5, 7, 67, 3), (1, 4, 3, 3, 5), (1, 6, 2, 2, 1), (1, 9, 19, 3, 3)],
+)
+@pytest.mark.parametrize("activation", [None, "silu"])
+@pytest.mark.usefixtures("_poisoned")
+def test_map_convolution(batch, height, width, channels, side, activation):
+    inputs = map_convolution_inputs(batch, height, width, channels, side, dtype=torch.float32)
+    _compare(depthwise_conv2d, depthwise_conv2d_reference, inputs, 1e-5, activation=activation)
+
+
+def test_map_convolution_without_bias_of_any_strides():
+    inputs = map_convolution_inputs(2, 5, 6, 3, dtype=torch.float32, bias=False)
+    inputs["x"] = inputs["x"].detach().permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0).requires_grad_()
+    _compare(depthwise_conv2d, depthwise_conv2d_reference, inputs, 1e-5, activation="silu")
+
+
+def test_map_convolution_in_one_segment_and_in_many(monkeypatch):
+    for wanted in (1, 1000):
+        monkeypatch.setattr(map_convolution_launch, "WANTED_PROGRAMS", wanted)
+        inputs = map_convolution_inputs(2, 6, 37, 3, dtype=torch.float32)
+        _compare(depthwise_conv2d, depthwise_conv2d_reference, inputs, 1e-5, activation="silu")
+
+
+def test_map_convolution_of_half_inputs():
+    inputs = map_convolution_inputs(1, 4, 5, 6, dtype=torch.bfloat16)
+    _compare(depthwise_conv2d, depthwise_conv2d_reference, inputs, 1e-2, activation="silu")
 
 
 @pytest.mark.parametrize(("dim", "d_state", "groups"), [(3, 2, None), (70, 16, 2), (6, 5, 3), (1, 1, 1)])
@@ -182,12 +214,17 @@ def test_same_call_twice_is_bit_equal():
         out = causal_conv1d(**inputs, activation="silu")
         gate_inputs = norm_gate_inputs(2, 9, 4, 24, dtype=torch.float32)
         gated = merge_norm_gate(**gate_inputs)
-        runs.append([out, gated, *gradients(out, inputs).values(), *gradients(gated, gate_inputs).values()])
+        map_inputs = map_convolution_inputs(2, 5, 9, 3, dtype=torch.float32)
+        convolved = depthwise_conv2d(**map_inputs, activation="silu")
+        pairs = ((out, inputs), (gated, gate_inputs), (convolved, map_inputs))
+        runs.append([tensor for out, given in pairs for tensor in (out, *gradients(out, given).values())])
     assert all(torch.equal(first, second) for first, second in zip(*runs, strict=True))
 
 
 def test_float64_is_refused_with_the_fix():
     with pytest.raises(RuntimeError, match="causal_conv1d compute in float32"):
         causal_conv1d(**convolution_inputs(1, 3, 5, 4))
+    with pytest.raises(RuntimeError, match="depthwise_conv2d compute in float32"):
+        depthwise_conv2d(**map_convolution_inputs(1, 3, 5, 4))
     with pytest.raises(RuntimeError, match="merge_norm_gate compute in float32"):
         merge_norm_gate(**norm_gate_inputs(1, 3, 2, 4))

@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mambaseg.kernels.depthwise_conv2d import depthwise_conv2d
 from mambaseg.kernels.directional_scan import directional_scan
 from mambaseg.kernels.norm_gate import merge_norm_gate
-from mambaseg.networks.base import mark_no_decay
+from mambaseg.networks.base import mark_no_decay, mark_wide_weights
 from mambaseg.networks.layers.layer_norm import on_own_kernels
 from mambaseg.networks.layers.scan_init import decay_logs, step_bias
 from mambaseg.networks.layers.ss2d_form import OUT_NORMS, SS2DForm, initial_scan_parameters, parse_form
@@ -55,6 +56,7 @@ class SS2D(nn.Module):
         self.conv2d: nn.Module = nn.Identity()
         if d_conv > 1:
             self.conv2d = nn.Conv2d(d_inner, d_inner, d_conv, padding=d_conv // 2, groups=d_inner, bias=conv_bias)
+            mark_wide_weights(self.conv2d)
         self.x_proj_weight = nn.Parameter(torch.empty(DIRECTIONS, dt_rank + 2 * d_state, d_inner))
         self.dt_projs_weight = nn.Parameter(torch.empty(DIRECTIONS, d_inner, dt_rank))
         self.dt_projs_bias = nn.Parameter(torch.empty(DIRECTIONS, d_inner))
@@ -78,9 +80,16 @@ class SS2D(nn.Module):
         """Return (B, H, W, d_model) of ``x`` (B, H, W, d_model)."""
         projected = self.in_proj(x)
         x, gate = projected.chunk(2, dim=-1) if self.form.gated else (projected, None)
-        x = F.silu(self.conv2d(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
+        x = self._convolve(x)
         out: Tensor = self.out_proj(self._merge(self._scan(x), gate, x.shape))
         return out
+
+    def _convolve(self, x: Tensor) -> Tensor:
+        """Return SiLU of the convolution of ``x`` (B, H, W, d_inner)."""
+        convolution = self.conv2d
+        if isinstance(convolution, nn.Conv2d) and convolution.kernel_size[0] % 2 and on_own_kernels(x):
+            return depthwise_conv2d(x, convolution.weight.squeeze(1), convolution.bias, "silu")
+        return F.silu(convolution(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
 
     def _scan(self, x: Tensor) -> Tensor:
         """Return the scans of the directions, (B, H W, 4, d_inner), of ``x`` (B, H, W, d_inner)."""

@@ -76,14 +76,18 @@ def test_forms_are_their_definition(options, meaning):
 
 @pytest.mark.parametrize("options", [{}, {"forward_type": "v05_nozact"}, {"forward_type": "v05_noz"}])
 def test_plain_forms_are_merged_by_one_kernel_and_get_the_same_gradients(options, monkeypatch):
-    built, x, calls, runs = layer(**options), torch.randn(2, 3, 5, 8), [], []
+    built, x = layer(**options), torch.randn(2, 3, 5, 8)
+    calls, convolved, runs = [], [], []
     monkeypatch.setattr(scan_layer, "merge_norm_gate", lambda *given: calls.append(given) or merge_norm_gate(*given))
+    convolve = scan_layer.depthwise_conv2d
+    monkeypatch.setattr(scan_layer, "depthwise_conv2d", lambda *given: convolved.append(given) or convolve(*given))
     for fused in (False, True):
         monkeypatch.setattr(scan_layer, "on_own_kernels", lambda _, fused=fused: fused)
         leaf = x.clone().requires_grad_()
         out = built(leaf)
         runs.append([out, *torch.autograd.grad(out.square().sum(), [leaf, *built.parameters()])])
     assert len(calls) == (0 if "nozact" in str(options) else 1)
+    assert len(convolved) == 1
     for composed, fused in zip(*runs, strict=True):
         torch.testing.assert_close(fused, composed, rtol=1e-4, atol=1e-5)
 
