@@ -18,6 +18,7 @@ import argparse
 import asyncio
 import csv
 import os
+import signal
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -45,6 +46,8 @@ def main() -> None:
             asyncio.run(measure(arguments))
         except InputError as error:
             sys.exit(f"gpus.py: {error}")
+        except asyncio.CancelledError:
+            sys.exit("gpus.py: stopped, and its trainings with it")
     rows = read(arguments.csv)
     if rows:
         draw(rows, arguments.output)
@@ -77,6 +80,10 @@ def parse() -> argparse.Namespace:
 
 async def measure(arguments: argparse.Namespace) -> None:
     """Measure the parts that are timed one after the other, the others side by side."""
+    own = asyncio.current_task()
+    assert own is not None
+    # A signal ends the trainings too: each is a group of processes of its own, and would go on.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, own.cancel)
     gpus = visible_gpus() if arguments.accelerator == "gpu" else []
     counts = arguments.devices or [count for count in (1, 2, 4, 8) if count <= (len(gpus) or 2)]
     launcher = Launcher(gpus, arguments.seconds, arguments.timeout, arguments.together)

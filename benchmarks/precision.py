@@ -1,7 +1,7 @@
 """Compare the loss of runs in bfloat16 with the spread of the same training's runs in float32 with several seeds.
 
     python benchmarks/learning.py semi_acdc_released --seeds 1337 1 2 --set trainer.precision=32-true
-    python benchmarks/learning.py semi_acdc_released --seeds 1337
+    python benchmarks/learning.py semi_acdc_released
     python benchmarks/precision.py runs/learning/semi_acdc_released-*
 
 Rows are appended to benchmarks/results/precision.csv, a run's mean loss over a window of steps each, and drawn as
@@ -120,12 +120,15 @@ def by_precision(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Curve], d
     """Return the curves in float32, and the others, by name.
 
     Raises:
-        InputError: There is nothing to compare.
+        InputError: There is nothing to compare, or two runs are of one precision and seed.
     """
     curves: dict[str, dict[str, Curve]] = {FLOAT32: defaultdict(dict), "": defaultdict(dict)}
     for row in rows:
-        kind = FLOAT32 if row["precision"] == FLOAT32 else ""
-        curves[kind][f"{row['precision']}, seed {row['seed']}"][int(row["step"])] = float(row["loss"])
+        name = f"{row['precision']}, seed {row['seed']}"
+        curve = curves[FLOAT32 if row["precision"] == FLOAT32 else ""][name]
+        if int(row["step"]) in curve:
+            raise InputError(f"two runs are {name}: give one of them.")
+        curve[int(row["step"])] = float(row["loss"])
     if len(curves[FLOAT32]) < 2 or not curves[""]:
         raise InputError(
             f"{len(curves[FLOAT32])} runs with precision {FLOAT32} and {len(curves[''])} others: "

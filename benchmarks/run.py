@@ -3,8 +3,9 @@
     python benchmarks/run.py [JOB ...] [--seconds 1500] [--results DIR]
 
 A job is a benchmark in a process of its own. One that fails, or takes longer than it is given, leaves the others alone.
-Rows are appended to the CSV files under benchmarks/, or to files of the same names in ``--results``, and appear as
-they are measured: what a job that is cut short has measured by then is kept. ``--list`` shows the jobs.
+Rows are appended to the CSV files under benchmarks/, or to files in ``--results``, and appear as they are measured:
+what a job that is cut short has measured by then is kept. A training that is cut short keeps its checkpoint, and goes
+on when it is asked for again. ``--list`` shows the jobs.
 """
 
 import argparse
@@ -20,8 +21,9 @@ from pathlib import Path
 import torch
 
 HERE = Path(__file__).parent
-KILL_AFTER_S = 5.0
-LEARNING = ("learning.py", "--steps", "2700")
+KILL_AFTER_S = 20.0
+"""A training that is stopped saves a checkpoint first."""
+LEARNING = ("learning.py", "--steps", "2700", "--set", "trainer.devices=1")
 AS_PUBLISHED = ("--set", "trainer.precision=32-true")
 
 
@@ -35,6 +37,7 @@ class Job:
         seconds: How long it may take; on a GPU for which no kernel is compiled yet.
         csv: What the file with its rows is called in a folder of results.
         option: The script's option for that file.
+        folder_option: The script's option for where its trainings go, which in a folder of results stay there.
         gpus: The fewest GPUs that it is for; a job for fewer runs on more of them too, one for none anywhere.
     """
 
@@ -43,12 +46,13 @@ class Job:
     seconds: float
     csv: str
     option: str = "--output"
+    folder_option: str = ""
     gpus: int = 1
 
 
 JOBS = (
     Job("step", ("step.py", "semi_acdc_released", "--profile"), 150, "step.csv", "--csv"),
-    Job("learning", (*LEARNING, "semi_acdc_released"), 330, "semi_acdc_learning.csv"),
+    Job("learning", (*LEARNING, "semi_acdc_released"), 330, "semi_acdc_learning.csv", folder_option="--folder"),
     Job("step-weak", ("step.py", "weak_acdc", "--set", "data.init_args.batch_labelled=12"), 120, "step.csv", "--csv"),
     Job("kernels", ("kernels/bench.py", "--seconds", "270"), 300, "bench.csv", gpus=0),
     Job("networks", ("networks/bench.py", "--seconds", "200"), 240, "networks.csv"),
@@ -60,9 +64,15 @@ JOBS = (
     ),
     Job("scaling", ("scaling.py", "--measure", "--sizes", "224", "512", "1024"), 150, "scaling.csv", "--csv"),
     Job("surface", ("metrics/surface.py",), 60, "surface.csv", gpus=0),
-    Job("seeds", (*LEARNING, "semi_acdc_released", "--seeds", "1", "2", *AS_PUBLISHED), 480, "semi_acdc_learning.csv"),
-    Job("cutmix", (*LEARNING, "semi_acdc_cutmix"), 330, "semi_acdc_learning.csv"),
-    Job("gpus", ("gpus.py", "--measure"), 480, "gpus.csv", "--csv", gpus=2),
+    Job(
+        "seeds",
+        (*LEARNING, "semi_acdc_released", "--seeds", "1337", "1", "2", *AS_PUBLISHED),
+        700,
+        "semi_acdc_learning.csv",
+        folder_option="--folder",
+    ),
+    Job("cutmix", (*LEARNING, "semi_acdc_cutmix"), 480, "semi_acdc_learning.csv", folder_option="--folder"),
+    Job("gpus", ("gpus.py", "--measure"), 480, "gpus.csv", "--csv", "--folder", gpus=2),
 )
 
 
@@ -78,6 +88,9 @@ class Outcome:
 def main(jobs: Sequence[Job] = JOBS) -> int:
     """Run from the command line; the exit status is 1 where a job did not end well."""
     arguments = parse(jobs)
+    # One cache for all jobs, with or without make, and for the trainings that they start.
+    os.environ.setdefault("TRITON_CACHE_DIR", str(HERE.parent / ".cache" / "triton"))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # and end the job on the way
     gpus = torch.cuda.device_count()
     chosen = [job for job in jobs if job.name in arguments.jobs] or [job for job in jobs if suits(job, gpus)]
     if arguments.list:
@@ -128,6 +141,7 @@ def run_all(jobs: Sequence[Job], seconds: float, results: Path | None) -> Iterat
         if results is not None:
             results.mkdir(parents=True, exist_ok=True)
             command += [job.option, str(results.resolve() / job.csv)]
+            command += [job.folder_option, str(results.resolve() / "runs")] if job.folder_option else []
         print(f"== {job.name}: {' '.join(job.words)}", flush=True)
         problem = problem_of(command, min(job.seconds, deadline - begin))
         yield Outcome(job, time.monotonic() - begin, problem)
@@ -153,9 +167,19 @@ def end_group(process: subprocess.Popen[bytes]) -> None:
         except ProcessLookupError:
             return
         begin = time.monotonic()
-        while number == signal.SIGTERM and process.poll() is None and time.monotonic() - begin < KILL_AFTER_S:
+        while number == signal.SIGTERM and is_alive(process) and time.monotonic() - begin < KILL_AFTER_S:
             time.sleep(0.05)
     process.wait()
+
+
+def is_alive(process: subprocess.Popen[bytes]) -> bool:
+    """Tell whether anything is left of a command's processes."""
+    process.poll()  # takes the command itself off the list of processes
+    try:
+        os.killpg(process.pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("--csv", type=Path, default=ROOT / "benchmarks" / "results" / "scaling.csv")
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "images" / "scaling.png")
     arguments = parser.parse_args()
+    arguments.csv = arguments.csv.resolve()
     if arguments.measure:
         for network in NETWORKS:
             measure(network, arguments)

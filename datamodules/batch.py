@@ -27,7 +27,8 @@ class Batch(TypedDict):
         label: (B, *S) int64, ``IGNORE_INDEX`` where unknown.
         supervision: (B,) int64, values of ``Supervision``.
         case_id: B names such as ``patient001_frame01``.
-        spacing_mm: (B, dims) float32 in the order of the array's axes, NaN where the source gave none.
+        spacing_mm: B tuples, a number per axis in the order of the array's axes, NaN where the source gave none. No
+            tensor: the trainer's precision would round it.
         image_strong: (B, C, *S) float32, the same view as ``image`` under a stronger intensity change.
         audit_label: (B, *S) int64, the truth kept aside to watch pseudo-labels; no loss may read it.
         kinds: ``supervision`` once more, as B numbers that stay on the host; ``kinds_of`` reads them.
@@ -37,7 +38,7 @@ class Batch(TypedDict):
     label: Tensor
     supervision: Tensor
     case_id: list[str]
-    spacing_mm: Tensor
+    spacing_mm: list[tuple[float, ...]]
     image_strong: NotRequired[Tensor]
     audit_label: NotRequired[Tensor]
     kinds: NotRequired[list[int]]

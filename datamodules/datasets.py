@@ -48,7 +48,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
         "label": _label_tensor([sample.label for sample in samples]),
         "supervision": torch.tensor([int(sample.supervision) for sample in samples]),
         "case_id": [sample.case_id for sample in samples],
-        "spacing_mm": torch.tensor([sample.spacing_mm for sample in samples], dtype=torch.float32),
+        "spacing_mm": [tuple(float(step) for step in sample.spacing_mm) for sample in samples],
         "kinds": [int(sample.supervision) for sample in samples],
     }
     strong = [sample.image_strong for sample in samples if sample.image_strong is not None]

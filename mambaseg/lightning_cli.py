@@ -6,7 +6,7 @@ import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as L
 import torch
@@ -73,8 +73,19 @@ class TrainingCLI(LightningCLI):
             has_validation = bool(self.datamodule.split.val)
             kwargs["logger"] = tracking_loggers(tracking, self.run_dir)
             kwargs["callbacks"] += tracking_callbacks(tracking, self.run_dir, has_validation)
+        kwargs["val_check_interval"] = self._validation_interval()
         kwargs["plugins"] = [*self._from_config("plugins"), SafeCheckpointIO({LAST: PREVIOUS})]
         return super().instantiate_trainer(**kwargs)
+
+    def _validation_interval(self) -> int | float | None:
+        """Return the interval of validations in batches; a shorter run is validated once, at its end."""
+        interval, steps, accumulated = (
+            self._get(self.config_init, f"trainer.{field}")
+            for field in ("val_check_interval", "max_steps", "accumulate_grad_batches")
+        )
+        if isinstance(interval, int) and steps > 0:
+            return min(interval, int(steps * accumulated))
+        return cast(float | None, interval)
 
     def _from_config(self, field: str) -> list[Any]:
         """Return what the experiment itself gives the trainer in a field that may hold one thing or several."""
@@ -99,7 +110,7 @@ def build(config: Config, origin: Path, run_dir: Path, arguments: Sequence[str] 
     restrict_class_paths()
     offer_sharding()
     end_together()
-    config = {**config, "trainer": resolve_trainer(config.get("trainer") or {})}
+    config = {**config, "trainer": with_precision(config.get("trainer") or {})}
     try:
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*args parameter is intended to run from within Python.*")
@@ -135,18 +146,13 @@ def quieten_lightning() -> None:
         warnings.filterwarnings("ignore", f".*{message}.*")
 
 
-def resolve_trainer(trainer: Config) -> Config:
-    """Return the ``trainer`` section with our own conveniences resolved.
+def with_precision(trainer: Config) -> Config:
+    """Return the ``trainer`` section with ``precision: auto`` resolved.
 
-    ``precision: auto`` is bf16 on a GPU that has it and fp32 elsewhere (fp16 overflows in the scans); a run shorter
-    than its validation interval is validated once, at its end.
+    It is bf16 on a GPU that has it and fp32 elsewhere: fp16 overflows in the scans.
     """
     resolved = dict(trainer)
     if trainer.get("precision", "auto") == "auto":
         on_gpu = trainer.get("accelerator", "auto") in {"auto", "gpu", "cuda"} and torch.cuda.is_available()
         resolved["precision"] = "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
-    interval, steps = trainer.get("val_check_interval"), trainer.get("max_steps")
-    if isinstance(interval, int) and isinstance(steps, int) and steps > 0:
-        accumulated = trainer.get("accumulate_grad_batches", 1)
-        resolved["val_check_interval"] = min(interval, steps * accumulated)
     return resolved

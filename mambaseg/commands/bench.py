@@ -75,6 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
         try:
             for setting, row in measure(path, sized, name, arguments, console):
                 made.append((setting, row))
+                keep(setting, [row], None, arguments.csv)  # at once: what comes next may be cut short
                 console.print(f"{row.input}, {row.size[0]} x {row.size[1]}: {row.step_ms:.1f} ms a step", style="dim")
         except (RuntimeError, MemoryError) as error:
             from mambaseg.faults import explain_fault
@@ -89,7 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
         setting, rows = made[0][0], [row for _, row in made]
         show(console, setting, rows)
         console.print(f"Next: {advice(rows, arguments)}")
-        keep(setting, rows, arguments.json, arguments.csv)
+        keep(setting, rows, arguments.json, None)
     return status
 
 

@@ -93,6 +93,8 @@ class CoTrainingModule(L.LightningModule, ABC):
         self.cuda_graphs = cuda_graphs
         # How the images of training were scaled: what prediction does to a new scan.
         self.normalisation: str | None = None
+        # Of a step's samples, over processes and accumulated batches: the part that this batch is.
+        self.part_of_step = 0
         self._graphs: StudentGraphs | None = None
         self.last_scores: list[CaseScore] = []
 
@@ -147,8 +149,7 @@ class CoTrainingModule(L.LightningModule, ABC):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Join the students' optimizers and schedules."""
         optimizer = self.build_optimizer()
-        run_steps = int(self.trainer.estimated_stepping_batches)
-        schedule = build_schedule(optimizer, self.student_configs, run_steps)
+        schedule = build_schedule(optimizer, self.student_configs, self.trainer.estimated_stepping_batches)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def build_optimizer(self) -> JointOptimizer:
@@ -174,7 +175,10 @@ class CoTrainingModule(L.LightningModule, ABC):
 
     def training_outputs(self, batch: Batch) -> dict[str, StudentOutput]:
         """Return every student's output on ``training_view(batch)``, rows in the order of the batch."""
-        view = self.training_view(batch)
+        return self.passes(self.training_view(batch), batch)
+
+    def passes(self, view: Tensor, batch: Batch) -> dict[str, StudentOutput]:
+        """Return every student's output on a view (B, C, *S) of the batch, in parts where ``split_batch`` says so."""
         labelled = sum(kind != Supervision.NONE for kind in kinds_of(batch)) if self.split_batch else 0
         if labelled in (0, len(view)):
             return dict(self(view))
@@ -209,10 +213,10 @@ class CoTrainingModule(L.LightningModule, ABC):
         if not self.strong_view:
             return outputs
         with torch.no_grad():
-            return dict(self(batch["image"]))
+            return self.passes(batch["image"], batch)
 
     def audited_batch(self, batch: Batch) -> Batch:
-        """Return the batch whose ``audit_label`` is the truth of ``training_view(batch)``, pixel by pixel."""
+        """Return the batch with ``label`` and ``audit_label`` as in ``training_view(batch)``, pixel by pixel."""
         return batch
 
     def on_fit_start(self) -> None:
@@ -223,6 +227,7 @@ class CoTrainingModule(L.LightningModule, ABC):
         self.normalisation = getattr(self.trainer.datamodule, "normalisation", None)  # type: ignore[attr-defined]
         for module in self.modules():
             if isinstance(module, EmaTeacher):
+                module.check_precision()
                 module.train()
         whole = isinstance(self.trainer.strategy, SingleDeviceStrategy | DDPStrategy)
         # Anomaly detection reads every gradient, which no recording allows.
@@ -246,6 +251,8 @@ class CoTrainingModule(L.LightningModule, ABC):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed dropout and pixel sampling from the place in the run: a resumed run draws what the first would have."""
+        accumulated = batch_idx % self.trainer.accumulate_grad_batches
+        self.part_of_step = self.global_rank + self.trainer.world_size * accumulated
         place = (int(os.environ.get("PL_GLOBAL_SEED", "0")), self.global_rank, self.current_epoch, batch_idx)
         torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> np.uint64(1)))
         if self._graphs is not None:
@@ -256,9 +263,14 @@ class CoTrainingModule(L.LightningModule, ABC):
         outputs = self.training_outputs(batch)
         terms = self.training_losses(batch, outputs)
         loss = torch.stack(list(terms.values())).sum()
-        if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        if self._is_logged(self.global_step + 1):
             self._log_step(batch, outputs, terms, loss)
         return loss
+
+    def _is_logged(self, steps: int) -> bool:
+        """Tell whether Lightning writes what a run logs in its ``steps``-th step; the last is shown at least."""
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return steps % every == 0 or steps == self.trainer.max_steps
 
     def _log_step(
         self, batch: Batch, outputs: dict[str, StudentOutput], terms: dict[str, Tensor], loss: Tensor
@@ -314,7 +326,7 @@ class CoTrainingModule(L.LightningModule, ABC):
 
     def _score_case(self, batch: Batch, surface: bool) -> dict[str, dict[str, Tensor]]:
         predictions = self.segment(batch["image"][0])
-        spacing = batch["spacing_mm"][0].tolist()
+        spacing = batch["spacing_mm"][0]
         for name, prediction in predictions.items():
             self._case_scores.update(batch["case_id"][0], name, prediction, batch["label"][0], spacing, surface=surface)
         return {"predictions": predictions}

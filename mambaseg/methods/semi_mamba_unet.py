@@ -152,18 +152,21 @@ class SemiMambaUNet(CoTrainingModule):
         if self.cross.cutmix is None or self.strong_view:
             return super().teaching_outputs(batch, outputs)
         with torch.no_grad():
-            return dict(self(batch["image"]))
+            return self.passes(batch["image"], batch)
 
     def audited_batch(self, batch: Batch) -> Batch:
-        """Return the batch with the boxes pasted into ``audit_label`` too; see the base class."""
+        """Return the batch with the boxes pasted into ``label`` and ``audit_label`` too; see the base class."""
         mix = self._mix(batch)
-        if mix is None or "audit_label" not in batch:
+        if mix is None:
             return batch
-        return batch | {"audit_label": mix(batch["audit_label"])}
+        mixed = batch | {"label": mix(batch["label"])}
+        return mixed | {"audit_label": mix(batch["audit_label"])} if "audit_label" in batch else mixed
 
     def _mix(self, batch: Batch) -> CutMix | None:
         """Return the boxes of this step; asked twice, they are the same."""
-        return None if self.cross.cutmix is None else draw_cutmix(self.cross.cutmix, batch, self.global_step)
+        if self.cross.cutmix is None:
+            return None
+        return draw_cutmix(self.cross.cutmix, batch, self.global_step, self.part_of_step)
 
     def training_losses(self, batch: Batch, outputs: dict[str, StudentOutput]) -> dict[str, Tensor]:
         """Return the configured terms; those of one student end in its name: ``cross/<student>``."""

@@ -72,7 +72,8 @@ class SurfaceDistances:
 
         Surface voxels count one each, where https://arxiv.org/abs/1809.04430 weighs them by area.
         """
-        return float((self.pooled <= tolerance).mean())
+        # Spacings come from float32 headers, in which 5 voxels of 0.4 mm are a little more than 2 mm.
+        return float((self.pooled <= tolerance * (1 + 1e-6)).mean())
 
     def by_name(self) -> dict[str, float]:
         """Return the distances of ``DISTANCE_NAMES``; ``hd95`` is the pooled one."""

@@ -94,6 +94,11 @@ def test_what_cannot_be_compared_is_said(tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "p.csv").exists()
 
 
+def test_two_runs_of_one_name_are_refused(tmp_path, monkeypatch, capsys):
+    folders = [leave_run(tmp_path / name) for name in "ab"]
+    assert "two runs are 32-true, seed 1" in compared(folders, tmp_path, monkeypatch, capsys)[1].err
+
+
 def test_spread_of_no_width():
     from precision import verdict
 

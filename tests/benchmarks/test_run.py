@@ -1,5 +1,6 @@
 """The command that runs all benchmarks: each has its time, and none takes the others with it."""
 
+import dataclasses
 import sys
 import time
 
@@ -49,6 +50,25 @@ def test_one_that_fails_leaves_the_others_alone(run, job, monkeypatch, tmp_path,
         "exit status 3",
         "ok",
     ]
+
+
+def test_what_a_job_has_started_may_tidy_up_before_it_ends(run, job, tmp_path):
+    """As a training does, whose launcher is gone at once: it saves a checkpoint when it is asked to end."""
+    mark = tmp_path / "saved"
+    tidy = f"lambda *_: (time.sleep(1), open({str(mark)!r}, 'w').close(), sys.exit())"
+    child = f"import signal, sys, time; signal.signal(signal.SIGTERM, {tidy}); time.sleep(60)"
+    slow = job("slow", f"subprocess.Popen([sys.executable, '-c', {child!r}]); time.sleep(60)", seconds=5.0)
+    (outcome,) = run.run_all([slow], 60.0, None)
+    assert outcome.problem == "stopped after 5 s"
+    assert mark.exists()
+
+
+def test_trainings_stay_with_the_results(run, job, tmp_path):
+    told = job("told", f"{WRITE}; open({str(tmp_path / 'words')!r}, 'w').write(' '.join(sys.argv))")
+    told = dataclasses.replace(told, folder_option="--folder")
+    (outcome,) = run.run_all([told], 60.0, tmp_path / "rows")
+    assert not outcome.problem
+    assert (tmp_path / "words").read_text().endswith(f"--folder {tmp_path / 'rows' / 'runs'}")
 
 
 def test_one_that_takes_too_long_ends_with_all_its_processes(run, job, tmp_path):

@@ -49,7 +49,7 @@ def collate(samples: list[dict]) -> Batch:
         "label": torch.stack([s["label"] for s in samples]),
         "supervision": torch.full((len(samples),), int(Supervision.DENSE)),
         "case_id": [s["case_id"] for s in samples],
-        "spacing_mm": torch.full((len(samples), dims), 1.5),
+        "spacing_mm": [(1.5,) * dims for _ in samples],
     }
 
 
@@ -129,7 +129,7 @@ class StubModule(pl.LightningModule):
             probabilities["ensemble"] = torch.stack(list(probabilities.values())).mean(0)
         predictions = {name: p.argmax(1).to(torch.uint8) for name, p in probabilities.items()}
         for name, prediction in predictions.items():
-            spacing = batch["spacing_mm"][0].tolist()
+            spacing = batch["spacing_mm"][0]
             self._scores.update(batch["case_id"][0], name, prediction, batch["label"][0], spacing, surface=False)
         return {"predictions": predictions}
 

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
-import wandb
-from wandb.proto.wandb_internal_pb2 import Record
 
 from mambaseg.callbacks.overlays import PredictionOverlays
 from mambaseg.callbacks.wandb import RUN_ID_FILE, WandbTracker, has_login, resolve_mode
 from tests.callbacks.conftest import VAL_CASES, StubData, StubModule, make_trainer
 
+wandb = pytest.importorskip("wandb")
+Record = pytest.importorskip("wandb.proto.wandb_internal_pb2").Record
 REPOSITORY = Path(__file__).resolve().parents[2]
 BLOCK, FILE_HEADER, CHUNK_HEADER = 32768, 7, 7
 

@@ -28,6 +28,6 @@ def batch():
         "label": label,
         "supervision": torch.tensor([2, 2, 0, 0]),
         "case_id": ["a", "b", "c", "d"],
-        "spacing_mm": torch.full((4, 2), float("nan")),
+        "spacing_mm": [(float("nan"),) * 2] * 4,
         "audit_label": audit,
     }

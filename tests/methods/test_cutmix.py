@@ -66,6 +66,56 @@ def test_without_anyone_to_give_nothing_is_pasted(batch):
     assert not draw_cutmix(ALWAYS["labelled"], batch, 0).box.any()
 
 
+def test_parts_of_a_step_have_boxes_of_their_own(batch):
+    parts = [draw_cutmix(ALWAYS["any"], batch, 3, part) for part in range(3)]
+    assert torch.equal(parts[0].box, draw_cutmix(ALWAYS["any"], batch, 3).box)
+    assert not any(torch.equal(a.box, b.box) for a, b in ((parts[0], parts[1]), (parts[1], parts[2])))
+
+
+@pytest.mark.parametrize("source", list(ALWAYS))
+def test_scribbled_images_neither_give_nor_change_what_others_get(batch, source):
+    mixed = batch | {"supervision": torch.tensor([1, 2, 1, 0, 2, 0, 0]), "label": torch.full((7, 24, 20), 255)}
+    others = [1, 3, 4, 5, 6]
+    part = {"supervision": mixed["supervision"][others], "label": mixed["label"][others], "image": batch["image"]}
+    for step in range(20):
+        whole, alone = draw_cutmix(ALWAYS[source], mixed, step), draw_cutmix(ALWAYS[source], part, step)
+        assert whole.source[others].tolist() == [others[row] for row in alone.source]
+        assert torch.equal(whole.box[others], alone.box)
+        assert not whole.box[[0, 2]].any()
+
+
+def test_students_of_mixed_supervision_see_the_boxes_that_their_targets_have(students, batch, monkeypatch):
+    """Rows are told apart by their values: what is pasted in image and target comes from the same one."""
+    rows = torch.arange(6.0)
+    label = torch.full((6, 24, 20), 255)
+    label[1], label[4] = 1, 2
+    label[0, :3] = 3
+    marked = {
+        "image": rows[:, None, None, None].expand(6, 1, 24, 20),
+        "label": label,
+        "supervision": torch.tensor([1, 2, 1, 0, 2, 0]),
+        "case_id": list("abcdef"),
+        "spacing_mm": [(1.0, 1.0)] * 6,
+    }
+    module = MixedMambaUNet(students=students, cross=CrossConfig(cutmix=ALWAYS["labelled"])).eval()
+    targets = []
+
+    def noted(*given):
+        targets.append(mixed_target(*given))
+        return targets[-1]
+
+    monkeypatch.setattr("mambaseg.methods.semi_mamba_unet.mixed_target", noted)
+    view = module.training_view(marked)
+    module.training_losses(marked, module(marked["image"]))
+    for place, row in enumerate([1, 3, 4, 5]):
+        if row not in (3, 5):
+            continue
+        box = view[row, 0] != row
+        assert box.any()
+        giver = int(view[row, 0][box][0])
+        assert targets[0][place][box].unique().tolist() == [{1: 1, 4: 2}[giver]]
+
+
 def test_volumes_are_mixed_too(batch):
     volume = {**batch, "image": torch.rand(4, 1, 8, 10, 6), "label": torch.full((4, 8, 10, 6), 255)}
     mix = draw_cutmix(ALWAYS["labelled"], volume, 0)

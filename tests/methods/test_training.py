@@ -9,12 +9,66 @@ import pytest
 import torch
 import yaml
 
+from mambaseg.errors import InputError
 from mambaseg.lightning_cli import build
 from mambaseg.methods.components.optimizers import StudentConfig
 from mambaseg.methods.cotraining import build_student
+from mambaseg.reports.run_record import read_rows
 from mambaseg.reports.tables import read_scores
 
 STEPS = 7
+
+
+def test_rows_hold_the_loss_of_their_own_step(tmp_path, monkeypatch):
+    config = experiment(7)
+    config["trainer"] |= {"log_every_n_steps": 3, "limit_val_batches": 0}
+    cli = build(config, tmp_path / "x.yaml", tmp_path / "run", track=True)
+    losses, step = [], cli.model.training_step
+    monkeypatch.setattr(cli.model, "training_step", lambda *given: losses.append(step(*given)) or losses[-1])
+    cli.trainer.fit(cli.model, cli.datamodule)
+    rows, _ = read_rows(tmp_path / "run" / "metrics.jsonl")
+    logged = {row["step"]: row["loss"] for row in rows if "loss" in row}
+    assert logged == {step: pytest.approx(losses[step].item()) for step in (2, 5)}
+    assert cli.trainer.callback_metrics["loss"].item() == pytest.approx(losses[6].item()), "shown at the end"
+
+
+def test_a_run_without_end_needs_schedules_with_one(tmp_path):
+    config = experiment(-1)
+    config["trainer"]["max_time"] = "00:00:00:30"
+    for student in config["model"]["init_args"]["students"].values():
+        student["schedule"] = {"name": "poly"}
+    cli = build(config, tmp_path / "x.yaml", tmp_path / "run", track=False)
+    with pytest.raises(InputError, match="max_steps is not set, but the schedule of cnn, mamba follows"):
+        cli.trainer.fit(cli.model, cli.datamodule)
+
+
+def test_averages_in_half_precision_are_refused(tmp_path):
+    config = experiment(2)
+    config["trainer"]["precision"] = "bf16-true"
+    config["model"]["init_args"]["cross"] = {"teacher": "ema"}
+    cli = build(config, tmp_path / "x.yaml", tmp_path / "run", track=False)
+    with pytest.raises(InputError, match="bf16-mixed"):
+        cli.trainer.fit(cli.model, cli.datamodule)
+
+
+@pytest.mark.parametrize("words", [[], ["--trainer.max_steps=2"]])
+def test_a_short_run_is_validated_at_its_end(tmp_path, words):
+    cli = build(experiment(3), tmp_path / "x.yaml", tmp_path / "run", words, track=False)
+    cli.trainer.fit(cli.model, cli.datamodule)
+    assert "val/dice" in cli.trainer.callback_metrics
+
+
+@pytest.mark.parametrize("settings", [{"strong_view": True}, {"cross": {"cutmix": {}}}])
+def test_teaching_passes_are_split_as_the_others_are(tmp_path, settings):
+    config = experiment(1)
+    config["data"]["init_args"] |= {"transform": "weak_strong"} if "strong_view" in settings else {}
+    config["model"]["init_args"] |= {"split_batch": True, **settings}
+    cli = build(config, tmp_path / "x.yaml", tmp_path / "run", track=False)
+    seen = []
+    norm = next(m for m in cli.model.students["cnn"].modules() if isinstance(m, torch.nn.BatchNorm2d))
+    norm.register_forward_pre_hook(lambda module, given: seen.append(len(given[0])) if module.training else None)
+    cli.trainer.fit(cli.model, cli.datamodule)
+    assert seen == [2, 2, 2, 2], "labelled and unlabelled, to learn and to teach"
 
 
 def experiment(max_steps, workers=0):

@@ -23,9 +23,10 @@ class CutMixConfig:
 
     Attributes:
         source: Where boxes come from: ``labelled`` images with their masks, other ``unlabelled`` ones with their
-            pseudo-labels, or ``any`` image of the batch.
+            pseudo-labels, or ``any`` of both. Scribbled images give none and receive none.
         probability: Of an unlabelled image to receive a box.
-        area: Smallest and largest share of the image that a box covers.
+        area: Smallest and largest share of the image that a box covers. One whose ``aspect`` would take it over the
+            image's edge is cut there, so that large boxes may be smaller.
         aspect: Largest ratio of a box's sides.
     """
 
@@ -62,22 +63,26 @@ class CutMix:
         return torch.where(box, maps[self.source], maps)
 
 
-def draw_cutmix(config: CutMixConfig, batch: Batch, step: int) -> CutMix:
-    """Draw the boxes of a batch, a function of the run's seed, the step and the number of rows of each kind alone.
+def draw_cutmix(config: CutMixConfig, batch: Batch, step: int, part: int = 0) -> CutMix:
+    """Draw the boxes of a batch.
+
+    They depend on the run's seed, step and part, and on how many rows are labelled and unlabelled: the same for a batch
+    and for what is left of it without its scribbled rows.
 
     Args:
         config: How often and how much.
         batch: Its unlabelled rows receive boxes.
         step: Training step, counted from 0.
+        part: Which part of the step's samples this is, over all processes and accumulated batches.
     """
     seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
-    rng = np.random.default_rng((seed, step, *b"cutmix"))
+    rng = np.random.default_rng((seed, step, *b"cutmix", *([part] if part else [])))
     size = tuple(batch["label"].shape[1:])
-    unlabelled = [kind == Supervision.NONE for kind in kinds_of(batch)]
-    receivers = [row for row, is_one in enumerate(unlabelled) if is_one]
-    labelled = [row for row, is_one in enumerate(unlabelled) if not is_one]
+    kinds = kinds_of(batch)
+    receivers = [row for row, kind in enumerate(kinds) if kind == Supervision.NONE]
+    labelled = [row for row, kind in enumerate(kinds) if kind == Supervision.DENSE]
     givers = {"unlabelled": receivers, "labelled": labelled, "any": receivers + labelled}[config.source]
-    source, box = np.arange(len(unlabelled)), np.zeros((len(unlabelled), *size), bool)
+    source, box = np.arange(len(kinds)), np.zeros((len(kinds), *size), bool)
     for row in receivers:
         others = [other for other in givers if other != row]
         chosen, where = rng.random(), _draw_box(config, size, rng)
@@ -100,7 +105,7 @@ def mixed_target(batch: Batch, pseudo_label: Tensor, mix: CutMix) -> Tensor:
 
 
 def _draw_box(config: CutMixConfig, size: tuple[int, ...], rng: np.random.Generator) -> tuple[slice, ...]:
-    """Return a box, uniform in its area and in its place."""
+    """Return a box, uniform in its place and, but for what is cut at the image's edge, in its area."""
     share = rng.uniform(*config.area)
     stretch = np.exp(rng.uniform(-1, 1, len(size)) * math.log(config.aspect) / 2)
     stretch /= stretch.prod() ** (1 / len(size))

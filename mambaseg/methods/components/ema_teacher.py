@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from mambaseg.errors import InputError
 from mambaseg.inference.slices import full_size
 
 LOSS_MEMORY = 0.95
@@ -58,6 +59,20 @@ class EmaTeacher(nn.Module):
         self.register_load_state_dict_post_hook(_forget_updates)  # type: ignore[no-untyped-call]
         self.register_buffer("loss", torch.zeros(len(students)))
 
+    def check_precision(self) -> None:
+        """Refuse averages that cannot move: a step's change is below half precision.
+
+        Raises:
+            InputError: They are float16 or bfloat16.
+        """
+        dtype = next(self.averages.parameters()).dtype
+        if dtype in (torch.float16, torch.bfloat16):
+            mixed = "bf16-mixed" if dtype == torch.bfloat16 else "16-mixed"
+            raise InputError(
+                f"trainer.precision keeps the weights in {dtype}, in which an EMA teacher's averages stand still: set "
+                f"trainer.precision to {mixed}, or model.init_args.cross.teacher to partner."
+            )
+
     @torch.no_grad()
     def update(self, students: Mapping[str, nn.Module]) -> None:
         """Move the averages towards the students' present weights and buffers."""
@@ -78,7 +93,7 @@ class EmaTeacher(nn.Module):
     @torch.no_grad()
     def hear(self, supervised: Mapping[str, Tensor]) -> None:
         """Note how well each student does on labelled pixels: its supervised loss, a scalar, averaged over steps."""
-        now = torch.stack([supervised[name].detach().float() for name in self.averages])
+        now = torch.stack([supervised[name].detach() for name in self.averages]).to(self.loss.dtype)
         seen = self.step > 0
         self.loss.copy_(torch.where(seen, self.loss.lerp(now, 1 - LOSS_MEMORY), now))
 

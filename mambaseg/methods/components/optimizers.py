@@ -165,10 +165,21 @@ def _can_fuse(parameter: nn.Parameter) -> bool:
     return parameter.device.type in ("cpu", "cuda") and not isinstance(parameter, DTensor)
 
 
-def build_schedule(optimizer: JointOptimizer, students: dict[str, StudentConfig], run_steps: int) -> LambdaLR:
-    """Build one scheduler that moves each group by its student's schedule over ``run_steps`` steps."""
+def build_schedule(optimizer: JointOptimizer, students: dict[str, StudentConfig], run_steps: float) -> LambdaLR:
+    """Build one scheduler that moves each group by its student's schedule over ``run_steps`` steps.
+
+    Raises:
+        InputError: The run has no end, and a schedule needs one.
+    """
+    endless = [n for n, s in students.items() if s.schedule.total_steps is None and s.schedule.name != "constant"]
+    if math.isinf(run_steps) and endless:
+        raise InputError(
+            f"trainer.max_steps is not set, but the schedule of {', '.join(endless)} follows the run's length: set "
+            f"trainer.max_steps, or model.init_args.students.{endless[0]}.schedule.total_steps."
+        )
+    length = 0 if math.isinf(run_steps) else int(run_steps)
 
     def factor_of(name: str) -> Callable[[int], float]:
-        return lambda step: students[name].schedule.factor(step, run_steps)
+        return lambda step: students[name].schedule.factor(step, length)
 
     return LambdaLR(optimizer, [factor_of(group["student"]) for group in optimizer.param_groups])

@@ -56,6 +56,7 @@ def rows_of(batch: Batch, outputs: dict[str, StudentOutput], rows: list[int]) ->
     index = sent_to(batch["image"].device, np.array(rows, np.int64))
     part: dict[str, Any] = {key: value[index] for key, value in batch.items() if isinstance(value, Tensor)}
     part["case_id"] = [batch["case_id"][row] for row in rows]
+    part["spacing_mm"] = [batch["spacing_mm"][row] for row in rows]
     part["kinds"] = [kinds_of(batch)[row] for row in rows]
     part_outputs = {name: StudentOutput(o.logits[index], o.decoded[index]) for name, o in outputs.items()}
     return cast(Batch, part), part_outputs
