@@ -37,13 +37,13 @@ train: $(STAMP) ## train: EXP=demo|semi_acdc|..., RESUME=auto, ARGS="--set train
 	@$(PY) -m mambaseg fit --config $(EXP) $(if $(RESUME),--resume $(RESUME)) $(ARGS)
 
 eval: $(STAMP) ## score a run: RUN=folder, PART=val|test, CHECKPOINT=best|last
-	@$(PY) -m mambaseg $(if $(filter test,$(PART)),test,validate) --run $(or $(RUN),$(EXP)) --checkpoint $(CHECKPOINT) $(ARGS)
+	@$(PY) -m mambaseg $(if $(filter test,$(PART)),test,validate) --run "$(or $(RUN),$(EXP))" --checkpoint $(CHECKPOINT) $(ARGS)
 
 predict: $(STAMP) ## segment scans: RUN=folder INPUT=scan.nii.gz|folder
-	@$(PY) -m mambaseg predict --run $(or $(RUN),$(EXP)) $(if $(INPUT),--input $(INPUT)) $(ARGS)
+	@$(PY) -m mambaseg predict --run "$(or $(RUN),$(EXP))" $(if $(INPUT),--input "$(INPUT)") $(ARGS)
 
 data: $(STAMP) ## import a dataset: DATASET=acdc SOURCE=folder
-	@$(PY) -m mambaseg prepare $(DATASET) $(if $(SOURCE),--source $(SOURCE)) $(ARGS)
+	@$(PY) -m mambaseg prepare $(DATASET) $(if $(SOURCE),--source "$(SOURCE)") $(ARGS)
 
 report: $(STAMP) ## HTML report: RUN="folder [folder ...]"
 	@$(PY) -m mambaseg report $(or $(RUN),$(EXP)) $(ARGS)

@@ -117,6 +117,10 @@ class SegmentationDataModule(L.LightningDataModule, ABC):
         split = self.make_split(self.source)
         return split.with_validation(self.validation_patients) if self.validation_patients else split
 
+    def keep_split(self, split: Split) -> None:
+        """Use a split as it is, in place of what the settings say: that of a run that goes on, or is scored."""
+        self.split = split
+
     @property
     def class_names(self) -> tuple[str, ...]:
         """Name of every class, background first."""

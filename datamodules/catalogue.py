@@ -20,7 +20,7 @@ class DatasetEntry:
         home: Page where the data is asked for.
         archive_url: A known address of an archive, None where there is none that anyone may fetch.
         archive_sha256: Its checksum.
-        next_command: What to run once it is prepared.
+        next_command: What to run once it is prepared; empty where an experiment has to be written first.
     """
 
     name: str
@@ -32,7 +32,7 @@ class DatasetEntry:
     home: str = ""
     archive_url: str | None = None
     archive_sha256: str | None = None
-    next_command: str = "mambaseg list experiments"
+    next_command: str = ""
 
     def layouts_for(self, choice: str) -> tuple[Layout, ...]:
         """Return the layouts to look for: all but the special cases for ``auto``, else the one of that name.

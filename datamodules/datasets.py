@@ -205,7 +205,8 @@ def check_array(source: CaseSource, case_id: str, kind: ArrayKind, purpose: str)
     if not source.has(case_id, kind):
         raise InputError(
             f"dataset {source.name!r}: case {case_id!r} has no {kind!r} array, which {purpose} needs. "
-            f"Prepare the dataset again from files that contain it, or leave the case out of the split."
+            f"Prepare the dataset again from files that contain it, or take its patient out of that part of the split; "
+            f"of a training patient, data.init_args.known: {{{source.group(case_id)}: none}} makes unlabelled data."
         )
 
 

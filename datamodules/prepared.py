@@ -50,7 +50,9 @@ class PreparedDataModule(SegmentationDataModule):
         if self.split_choice is not None:
             return load_split(self.split_choice)
         groups = {source.group(case_id) for case_id in source.case_ids()}
-        return random_split(groups, (0.7, 0.1, 0.2), self.split_seed, f"random{self.split_seed}", source.name)
+        without = {source.group(case_id) for case_id in source.case_ids() if not source.has(case_id, "label")}
+        shares, name = (0.7, 0.1, 0.2), f"random{self.split_seed}"
+        return random_split(groups, shares, self.split_seed, name, source.name, without)
 
 
 def resolve_root(root: str) -> Path:

@@ -244,8 +244,12 @@ def _no_manifest(root: Path) -> str:
             f"{root} holds {finished} finished cases but no {MANIFEST_FILE}: a prepare was interrupted or met bad "
             "files. Run the same `mambaseg prepare` command again; it keeps what is finished."
         )
-    what = f"has no {MANIFEST_FILE}" if root.is_dir() else "does not exist"
+    if root.is_dir():
+        return (
+            f"{root} is no prepared dataset: it has no {MANIFEST_FILE}. Give the folder that `mambaseg prepare` wrote."
+        )
     return (
-        f"{root} is no prepared dataset: it {what}. Run `mambaseg prepare acdc --source DIR --out {root}` first, "
-        "or give the folder that prepare wrote."
+        f"{root} does not exist (looked for {root.resolve()}). Prepare it, `mambaseg prepare acdc|folder --source DIR "
+        f"--out {root}`; or where it is elsewhere, start from the folder that holds it, or set MAMBASEG_DATA to what "
+        "stands for data/."
     )

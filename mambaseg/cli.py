@@ -1,6 +1,7 @@
 """The command line: finds a command by name, imports it and nothing else, and turns bad input into one clear line."""
 
 import argparse
+import errno
 import importlib
 import os
 import sys
@@ -25,6 +26,7 @@ COMMANDS = {
 
 READ_CLASSES = {"fit", "validate", "test", "predict", "bench"}
 """Commands whose configuration names classes."""
+UNWRITABLE = (errno.EACCES, errno.EROFS)
 ALLOW_CODE_HELP = "let the configuration name classes of this package too; by default mambaseg, lightning, torch.optim"
 
 
@@ -65,6 +67,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except refusals() as error:
         print(f"mambaseg {arguments.command}: error: {error}", file=sys.stderr)
         return getattr(error, "status", 2)
+    except OSError as error:
+        if error.errno not in UNWRITABLE or error.filename is None:
+            raise
+        reason = f"{error.filename} cannot be written: {error.strerror}"
+        print(f"mambaseg {arguments.command}: error: {reason}. Choose another folder.", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print(f"\nmambaseg {arguments.command}: interrupted; nothing half-written is left.", file=sys.stderr)
         return 130

@@ -18,6 +18,7 @@ from mambaseg.allowed_code import restrict_class_paths
 from mambaseg.companions import LeaveAtOnce, end_together
 from mambaseg.config_errors import explain
 from mambaseg.datamodules.base import SegmentationDataModule
+from mambaseg.datamodules.splits import load_split
 from mambaseg.errors import InputError
 from mambaseg.experiment import Config, dump_config, parse_yaml
 from mambaseg.io.checkpoint_io import SafeCheckpointIO
@@ -28,6 +29,8 @@ from mambaseg.tracking import TrackingConfig, tracking_callbacks, tracking_logge
 
 RESOLVED = "config.yaml"
 """Name of the fully resolved configuration in a run's folder."""
+SPLIT_FILE = "split.json"
+"""Name of the split that a run is trained with, in its folder: drawn anew, it would follow the data."""
 
 
 class TrainingCLI(LightningCLI):
@@ -131,6 +134,13 @@ def build(config: Config, origin: Path, run_dir: Path, arguments: Sequence[str] 
         for logger in cli.trainer.loggers:
             logger.log_hyperparams(resolved)
     return cli
+
+
+def use_split_of(run_dir: Path, cli: TrainingCLI, arguments: Sequence[str]) -> None:
+    """Let a run that goes on, or is scored, have the patients that it began with, unless arguments choose the data."""
+    path = run_dir / SPLIT_FILE
+    if path.is_file() and not any(word.startswith("--data") for word in arguments):
+        cli.datamodule.keep_split(load_split(path))
 
 
 def quieten_lightning() -> None:

@@ -19,8 +19,12 @@ CHECKPOINTS = "checkpoints"
 LAST = "last.ckpt"
 PREVIOUS = "previous.ckpt"
 BEST = "best.ckpt"
+RECORD = "metrics.jsonl"
+"""Every training writes it from its first moment on."""
 NEWEST = ".newest"
-"""A file beside the runs of an experiment that names the one started last: clocks can go backwards, this cannot."""
+"""A file beside the runs of an experiment that names them as they started: clocks can go backwards, this cannot."""
+MOST_NOTED = 100
+CHOOSE_RUN_DIR = f"Choose another with --run-dir, or ${RUNS_VARIABLE} for the folder of all runs."
 
 
 def runs_folder() -> Path:
@@ -139,14 +143,14 @@ def newest_checkpoint(run_dir: Path) -> Path | None:
 def newest_run(experiment: str) -> Path | None:
     """Return the run of an experiment that was started last; None where there is none.
 
-    Runs that nobody noted down as started are ordered by the time of their checkpoints.
+    A start that was refused before any training counts only where there is no other. Runs that nobody noted down as
+    started are ordered by the time of their checkpoints.
     """
     folder = runs_folder() / experiment
-    note = folder / NEWEST
-    if note.is_file():
-        named = folder / Path(note.read_text(encoding="utf-8").strip()).name
-        if named != folder and named.is_dir():
-            return named
+    named = [folder / name for name in reversed(_noted(experiment)) if (folder / name).is_dir()]
+    trained = [run for run in named if next(run.rglob(RECORD), None) or any((run / CHECKPOINTS).glob("*.ckpt"))]
+    if trained or named:
+        return (trained or named)[0]
     written = sorted(folder.glob(f"*/{CHECKPOINTS}/{LAST}"), key=lambda p: p.stat().st_mtime)
     return written[-1].parent.parent if written else None
 
@@ -154,28 +158,38 @@ def newest_run(experiment: str) -> Path | None:
 def note_newest(experiment: str, run_dir: Path) -> None:
     """Note that a run of an experiment starts; of runs in other places than the usual none is taken."""
     if run_dir.resolve().parent == (runs_folder() / experiment).resolve():
-        write_text(run_dir.resolve().parent / NEWEST, f"{run_dir.name}\n")
+        names = [name for name in _noted(experiment) if name != run_dir.name]
+        text = "".join(f"{name}\n" for name in [*names, run_dir.name][-MOST_NOTED:])
+        write_text(run_dir.resolve().parent / NEWEST, text)
 
 
-def check_writable(run_dir: Path) -> None:
-    """Make a run's folder and try to write in it, before hours of training find out.
+def _noted(experiment: str) -> list[str]:
+    """Return the names of an experiment's runs in the order of their starts."""
+    note = runs_folder() / experiment / NEWEST
+    lines = note.read_text(encoding="utf-8").splitlines() if note.is_file() else []
+    return [name for line in lines if (name := Path(line.strip()).name)]
+
+
+def check_writable(folder: Path, advice: str) -> None:
+    """Make a folder and try to write in it, before hours of work find out.
+
+    Args:
+        folder: Where results will go.
+        advice: How to choose another.
 
     Raises:
         InputError: That is not possible.
     """
     try:
-        write_text(run_dir / ".writable", "")
-        (run_dir / ".writable").unlink(missing_ok=True)  # other processes of the run try it too
+        write_text(folder / ".writable", "")
+        (folder / ".writable").unlink(missing_ok=True)  # other processes of the run try it too
     except OSError as error:
-        raise InputError(
-            f"The run folder {run_dir} cannot be written: {error.strerror or error}. "
-            f"Choose another with --run-dir, or ${RUNS_VARIABLE} for the folder of all runs."
-        ) from error
+        raise InputError(f"The folder {folder} cannot be written: {error.strerror or error}. {advice}") from error
 
 
 def is_run(folder: Path) -> bool:
     """Tell whether this is the folder of a run, even of one that has not trained a step yet."""
-    return any((folder / name).is_file() for name in ("metrics.jsonl", "config.yaml"))
+    return any((folder / name).is_file() for name in (RECORD, "config.yaml"))
 
 
 def runs_meant(name: str) -> list[Path]:

@@ -26,6 +26,7 @@ from mambaseg.metrics.headline import headline_metric, headline_predictor
 from mambaseg.metrics.summary import summarize
 from mambaseg.reports.tables import read_scores
 from mambaseg.runs import (
+    CHOOSE_RUN_DIR,
     RUN_DIR_VARIABLE,
     check_writable,
     newest_checkpoint,
@@ -97,7 +98,7 @@ def run_study(experiment: str, base: Config, study: Any, arguments: argparse.Nam
     begun = newest_run(experiment) if arguments.resume else None
     new = runs_folder() / experiment / datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
     folder = begun or arguments.run_dir or new
-    check_writable(folder)
+    check_writable(folder, CHOOSE_RUN_DIR)
     note_newest(experiment, folder)
     jobs = [Job(arm, seed, folder / f"{arm}-seed{seed}") for seed in seeds for arm in arms]
     for job in jobs:

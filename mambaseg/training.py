@@ -1,5 +1,6 @@
 """A training run from its start to its end: what it reached, what stopped it, and what to do next."""
 
+import shlex
 from pathlib import Path
 
 from rich.console import Console
@@ -58,10 +59,11 @@ def fit_and_summarize(cli: TrainingCLI, experiment: str, run_dir: Path, checkpoi
         console.print(summary_table(summarize(cli.model.last_scores), title=f"{experiment}: last validation"))
     console.print(f"Run folder: {run_dir}")
     choice = "" if (run_dir / CHECKPOINTS / BEST).is_file() else " CHECKPOINT=last"
+    run = shlex.quote(str(run_dir))
     console.print(
-        f"Next: make eval RUN={run_dir}{choice}   all scores, distances included\n"
-        f"      make report RUN={run_dir}   curves, pictures and the case table in one HTML file\n"
-        f"      make predict RUN={run_dir} INPUT=scan.nii.gz"
+        f"Next: make eval RUN={run}{choice}   all scores, distances included\n"
+        f"      make report RUN={run}   curves, pictures and the case table in one HTML file\n"
+        f"      make predict RUN={run} INPUT=scan.nii.gz"
     )
     return 0
 

@@ -1,5 +1,6 @@
 """The command line: quick help, and one clear message for every wrong input."""
 
+import errno
 import subprocess
 import sys
 import time
@@ -38,6 +39,19 @@ def test_help_starts_at_once():
     start = time.monotonic()
     assert "demo" in call("--help").stdout
     assert time.monotonic() - start < 5  # a quarter of a second on an idle machine; never the seconds of torch
+
+
+def test_an_output_that_cannot_be_written_gets_one_line(capsys, monkeypatch, tmp_path):
+    def refuse(arguments):
+        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "report.html"))
+
+    monkeypatch.setattr("mambaseg.commands.report.run", refuse)
+    status, error = message(capsys, "report", "x")
+    assert status == 2
+    assert error == (
+        f"mambaseg report: error: {tmp_path / 'report.html'} cannot be written: Permission denied. "
+        "Choose another folder.\n"
+    )
 
 
 def test_an_unknown_command_lists_the_known_ones():

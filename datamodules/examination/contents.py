@@ -75,7 +75,10 @@ def masks_hold_known_classes(scan: Scan) -> Iterator[Finding]:
             yield Finding((scan.case_id,), f"{kind} has {shown}, which is no class")
         elif kind == "label" and set(values.tolist()) <= {UNKNOWN_LABEL}:
             yield Finding((scan.case_id,), "no voxel of the mask is known")
-        elif kind == "label" and set(values.tolist()) <= {0, UNKNOWN_LABEL}:
+        elif kind == "label" and set(values.tolist()) == {0, UNKNOWN_LABEL}:
+            text = f"the mask holds 0 and {UNKNOWN_LABEL} alone, and {UNKNOWN_LABEL} means unknown: write a class as 1"
+            yield Finding((scan.case_id,), text)
+        elif kind == "label" and set(values.tolist()) <= {0}:
             yield Finding((scan.case_id,), "the mask shows background alone", grave=False)
 
 

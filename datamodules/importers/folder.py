@@ -34,7 +34,11 @@ def find_folder(source: Path) -> Found:
             )
     groups_path = source / GROUPS_FILE
     groups = _read_groups(groups_path, files["image"]) if groups_path.is_file() else {}
-    notes = [] if groups else [f"no {GROUPS_FILE}: every image counts as a patient of its own when data is split"]
+    alone = (
+        f"no {GROUPS_FILE}: every image counts as a patient of its own when data is split. Where patients have "
+        f"several, {groups_path} with columns case,group tells which belong together"
+    )
+    notes = [] if groups else [alone]
     cases: list[RawCase] = []
     for stem in sorted(files["image"]):
         by_kind = {kind: found[stem] for kind, found in files.items() if stem in found}

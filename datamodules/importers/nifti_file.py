@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 _DAMAGED = (OSError, EOFError, zlib.error, ValueError, TypeError, OverflowError, MemoryError, KeyError)
 """What nibabel and gzip raise for one or the other damage."""
 _PIECE = 2**20
+_MILLIMETRES = {"meter": 1e3, "micron": 1e-3}
+"""A unit of length that a header may name instead of the millimetre."""
 _CORNER_TOLERANCE_VOXELS = 0.1
 
 
@@ -33,12 +35,14 @@ class NiftiVolume:
         spacing_mm: Voxel size along (z, y, x).
         affine: (4, 4) float64, from (x, y, z) voxel indices to millimetres in RAS+ space.
         placed: The header says where the volume lies; if not, ``affine`` is only the voxel size.
+        header: The file's own, whose lengths may be in other units.
     """
 
     array: np.ndarray
     spacing_mm: tuple[float, float, float]
     affine: np.ndarray
     placed: bool
+    header: "nibabel.Nifti1Header"
 
 
 def read_nifti(path: Path) -> NiftiVolume:
@@ -65,9 +69,11 @@ def read_nifti(path: Path) -> NiftiVolume:
         array = array[..., 0]
     if array.ndim != 3:
         raise InputError(f"{path} has shape {array.shape}, expected three axes (x, y, z). Give one volume a file.")
-    x, y, z = (float(size) for size in image.header["pixdim"][1:4])
+    to_mm = _MILLIMETRES.get(image.header.get_xyzt_units()[0], 1.0)  # type: ignore[no-untyped-call]
+    x, y, z = (float(size) * to_mm for size in image.header["pixdim"][1:4])
     placed = bool(image.header["qform_code"] > 0) or bool(image.header["sform_code"] > 0)
-    return NiftiVolume(array.transpose(2, 1, 0), (z, y, x), np.asarray(image.affine, np.float64), placed)
+    affine = np.asarray(image.affine, np.float64) * np.array([[to_mm], [to_mm], [to_mm], [1.0]])
+    return NiftiVolume(array.transpose(2, 1, 0), (z, y, x), affine, placed, image.header)
 
 
 def _check_file(path: Path, image: "nibabel.Nifti1Pair") -> None:

@@ -5,7 +5,7 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -123,7 +123,14 @@ def save_split(split: Split, path: Path) -> None:
     write_text(path, json.dumps(asdict(split), indent=1) + "\n")
 
 
-def random_split(groups: Iterable[str], fractions: Sequence[float], seed: int, name: str, dataset: str) -> Split:
+def random_split(
+    groups: Iterable[str],
+    fractions: Sequence[float],
+    seed: int,
+    name: str,
+    dataset: str,
+    without_mask: Collection[str] = (),
+) -> Split:
     """Divide patients at random.
 
     Patients are ordered by a hash of seed and name, so the result depends on no library's generator, and a patient
@@ -135,6 +142,7 @@ def random_split(groups: Iterable[str], fractions: Sequence[float], seed: int, n
         seed: Another seed gives another order.
         name: Name of the split.
         dataset: Name of the data set.
+        without_mask: Patients who can be neither scored nor learned from by masks: they train, behind all others.
 
     Raises:
         InputError: The fractions are not three shares of 1, or a part with a share would get no patient.
@@ -146,11 +154,17 @@ def random_split(groups: Iterable[str], fractions: Sequence[float], seed: int, n
     for part, share, count in zip(PARTS, fractions, counts, strict=True):
         if share > 0 and count == 0:
             raise InputError(f"{len(ordered)} patients are too few for a {part} share of {share:g}: it would be empty.")
-    val_end = counts[0] + counts[1]
+    scored = [group for group in ordered if group not in without_mask]
+    if len(scored) < counts[1] + counts[2] + (counts[0] > 0):
+        raise InputError(
+            f"{len(scored)} patients have masks, too few for shares {tuple(fractions)} of {len(ordered)}: {counts[1]} "
+            f"would validate and {counts[2]} test, and none would be left to learn from. Give a split file."
+        )
+    val_start = len(scored) - counts[1] - counts[2]
+    val, test = scored[val_start : val_start + counts[1]], scored[val_start + counts[1] :]
+    train = scored[:val_start] + [group for group in ordered if group in without_mask]
     note = f"random by patient, seed {seed}, shares {'/'.join(f'{share:g}' for share in fractions)}"
-    return Split(
-        name, dataset, tuple(ordered[: counts[0]]), tuple(ordered[counts[0] : val_end]), tuple(ordered[val_end:]), note
-    )
+    return Split(name, dataset, tuple(train), tuple(val), tuple(test), note)
 
 
 def check_split(split: Split, source: CaseSource, parts: Sequence[Part] = PARTS) -> None:

@@ -45,7 +45,7 @@ class Throughput(pl.Callback):
         """Log once the window is full."""
         self._clock.end_batch(images_in(batch))
         if self._clock.steps >= self.every_n_steps:
-            self._log(trainer, pl_module)
+            self._log(trainer, pl_module, logged_step(trainer))
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep validation out of the training speed."""
@@ -55,9 +55,10 @@ class Throughput(pl.Callback):
         """Log what is left, so that a run shorter than the window has its speed too."""
         self._clock.pause()
         if self._clock.steps:
-            self._log(trainer, pl_module)
+            # Lightning has counted the last batch by now.
+            self._log(trainer, pl_module, logged_step(trainer) - 1)
 
-    def _log(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def _log(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
         window = self._clock.take()
         metrics = {
             "speed/steps_per_s": window.steps_per_second,
@@ -68,7 +69,7 @@ class Throughput(pl.Callback):
             # What is reserved: memory of CUDA graphs does not count as allocated.
             metrics["memory/peak_gib"] = torch.cuda.max_memory_reserved(pl_module.device) / BYTES_PER_GIB
         for logger in trainer.loggers:
-            logger.log_metrics(metrics, step=logged_step(trainer))
+            logger.log_metrics(metrics, step=step)
 
 
 def images_in(batch: Any) -> int:

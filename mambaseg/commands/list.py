@@ -86,9 +86,14 @@ def run(arguments: argparse.Namespace) -> int:
     for place, title in enumerate(NETWORK_HEADER if of_networks else HEADER):
         number = of_networks and 1 <= place <= 3
         table.add_column(title, justify="right" if number else "left", no_wrap=number or place == 0, overflow="fold")
-    for row in KINDS[arguments.kind]():
+    rows = KINDS[arguments.kind]()
+    for row in rows:
         table.add_row(*row)
     console = Console()
+    if arguments.kind == "experiments" and not rows:
+        console.print(f"There are no experiments in {experiment_folder().resolve()}.")
+        console.print("\nNext: go to mambaseg's folder, or write one there (docs/methods.md shows the form)")
+        return 0
     console.print(table)
     if of_networks:
         from mambaseg.networks.cost import CONVENTION

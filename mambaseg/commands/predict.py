@@ -1,15 +1,15 @@
 """``mambaseg predict``: segment NIfTI scans with a run's checkpoint; the data that it was trained on is not needed."""
 
 import argparse
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from mambaseg.errors import InputError
-from mambaseg.runs import find_checkpoint, find_run
+from mambaseg.runs import check_writable, find_checkpoint, find_run
 
 SUFFIXES = (".nii", ".nii.gz")
 DEFAULT_NORMALISATION = "clip99"
+MASK_ENDING = "_seg"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,10 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Segment every scan; each mask has its scan's grid, spacing and affine."""
-    scans = list(find_scans(arguments.input))
+    scans, left_out = find_scans(arguments.input)
     folder = find_run(arguments.run)
     checkpoint = find_checkpoint(folder, arguments.checkpoint)
     output: Path = arguments.output or folder / "predictions"
+    check_writable(output, "Choose another for the masks with --output.")
 
     import torch
     from rich.progress import track
@@ -44,9 +45,11 @@ def run(arguments: argparse.Namespace) -> int:
         raise InputError(f"--predictor {predictor!r}: this run has {', '.join(model.predictor_names)}.")
     normalise = arguments.normalise or model.normalisation or DEFAULT_NORMALISATION
     for scan in track(scans, description="segmenting"):
-        segment(model, scan, output / f"{stem(scan)}_seg.nii.gz", predictor, normalise)
+        segment(model, scan, output / f"{stem(scan)}{MASK_ENDING}.nii.gz", predictor, normalise)
     print(f"{len(scans)} masks by {predictor!r} in {output}; label values: {labels_of(model)}")  # noqa: T201
     print(f"Intensities were scaled by {normalise}")  # noqa: T201
+    if left_out:
+        print(f"Left out, as masks of scans beside them: {', '.join(path.name for path in left_out)}")  # noqa: T201
     print("Next: open a scan and its mask together, for example in ITK-SNAP")  # noqa: T201
     return 0
 
@@ -79,20 +82,46 @@ def segment(model: Any, scan: Path, target: Path, predictor: str, normalise: Any
     tensor = torch.from_numpy(np.ascontiguousarray(scaled))[None].to(next(model.parameters()).device)
     mask = model.segment(tensor)[predictor].cpu().numpy()
     with atomic_path(target) as temporary:
-        image = nibabel.Nifti1Image(mask.transpose(2, 1, 0), volume.affine, dtype=np.uint8)  # type: ignore[no-untyped-call]
-        nibabel.save(image, temporary)
+        nibabel.save(mask_like(volume.header, mask.transpose(2, 1, 0)), temporary)
 
 
-def find_scans(path: Path) -> Iterator[Path]:
-    """Yield the NIfTI files that a path means.
+def mask_like(header: Any, mask: Any) -> Any:
+    """Return a NIfTI mask (x, y, z) that lies where a scan's header places the scan, in the same words.
+
+    Codes of qform and sform and units stay; what a scan's header says of its intensities does not.
+    """
+    import nibabel
+    import numpy as np
+
+    own = nibabel.Nifti1Header.from_header(header)  # type: ignore[no-untyped-call]
+    own.set_data_dtype(np.uint8)
+    own.set_slope_inter(1, 0)
+    own.set_intent("none")
+    own["cal_min"] = own["cal_max"] = 0
+    own.extensions.clear()
+    return nibabel.Nifti1Image(mask.astype(np.uint8), header.get_best_affine(), own)  # type: ignore[no-untyped-call]
+
+
+def find_scans(path: Path) -> tuple[list[Path], list[Path]]:
+    """Return the scans that a path means, and masks of an earlier prediction that lie beside theirs.
 
     Raises:
-        InputError: There is none.
+        InputError: There is none, or two would give one mask.
     """
     found = sorted(p for p in path.iterdir() if p.name.endswith(SUFFIXES)) if path.is_dir() else [path]
     if not found or not all(p.is_file() and p.name.endswith(SUFFIXES) for p in found):
         raise InputError(f"--input {path}: there is no .nii or .nii.gz file. Convert DICOM series first.")
-    yield from found
+    by_stem: dict[str, Path] = {}
+    for scan in found:
+        if stem(scan) in by_stem:
+            raise InputError(f"{by_stem[stem(scan)]} and {scan.name} would give one mask. Rename or remove one.")
+        by_stem[stem(scan)] = scan
+    masks = [
+        scan
+        for name, scan in by_stem.items()
+        if name.endswith(MASK_ENDING) and name.removesuffix(MASK_ENDING) in by_stem
+    ]
+    return [scan for scan in found if scan not in masks], masks
 
 
 def stem(scan: Path) -> str:

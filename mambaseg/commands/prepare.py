@@ -98,6 +98,9 @@ def run(arguments: argparse.Namespace) -> int:
     if simulation:
         _preview(PreparedDataset(request.out), console)
         console.print(f"\nNext: an experiment on scribbles, with [bold]data.init_args.root: {request.out}[/bold]")
+    elif not entry.next_command:
+        root = f"[bold]data.init_args.root: {request.out}[/bold]"
+        console.print(f"\nNext: an experiment of your own with {root}; docs/data.md shows one")
     else:
         console.print(f"\nNext: [bold]{entry.next_command}[/bold]")
     return _SUCCESS
@@ -204,7 +207,7 @@ def _show(
     for row in _rows(dataset, report, request, seconds):
         table.add_row(*row)
     console.print(table)
-    for note in (*report.notes, *_twins(dataset)):
+    for note in (*report.notes, *_twins(dataset), *_masks_without_class(dataset)):
         console.print(f"Note: {note}")
     if not report.imported:
         console.print("Nothing had changed; every case was kept. --verify checks their content, --force imports anew.")
@@ -215,6 +218,23 @@ def _twins(dataset: PreparedDataset) -> list[str]:
 
     twins = identical_images(dataset)
     return [f"{' and '.join(cases)} have the same image: keep their patients in one part of a split" for cases in twins]
+
+
+def _masks_without_class(dataset: PreparedDataset) -> list[str]:
+    """Return a note where masks hold background and "unknown" alone, as those do that were saved as 0 and 255."""
+    import numpy as np
+
+    from mambaseg.datamodules.source import UNKNOWN_LABEL
+
+    labelled = (case_id for case_id in dataset.case_ids() if dataset.has(case_id, "label"))
+    found = [case for case in labelled if set(np.unique(dataset.array(case, "label")).tolist()) == {0, UNKNOWN_LABEL}]
+    if not found:
+        return []
+    names = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")
+    return [
+        f"{len(found)} masks hold 0 and {UNKNOWN_LABEL} alone ({names}). {UNKNOWN_LABEL} means unknown, so nothing is "
+        "learned of a class there: where it was meant as one, write it as 1 and prepare again"
+    ]
 
 
 def _rows(

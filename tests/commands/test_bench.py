@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.plugins import MixedPrecision
 
 from mambaseg.cli import main
+from mambaseg.commands import bench as bench_command
 from mambaseg.commands.bench import advice
 from mambaseg.experiment import find_experiment, load_experiment
 from mambaseg.lightning_cli import build
@@ -86,6 +87,19 @@ def test_one_row_a_size(tiny, tmp_path):
         ("bare", 32, 1024),
         ("bare", 64, 4096),
     ]
+
+
+def test_rows_are_kept_when_the_rest_is_cut_short(tiny, tmp_path, monkeypatch):
+    whole = bench_command.measure
+
+    def cut_short(*given):
+        yield next(whole(*given))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bench_command, "measure", cut_short)
+    assert bench(tiny, "--csv", str(tmp_path / "r.csv")) == 130
+    with (tmp_path / "r.csv").open(newline="") as file:
+        assert [row["input"] for row in csv.DictReader(file)] == ["bare"]
 
 
 def test_operators_are_named(tiny, capsys):

@@ -16,6 +16,15 @@ def test_every_kind_is_listed(kind, capsys, repository, monkeypatch):
     assert all(row[0] in out for row in KINDS[kind]())
 
 
+def test_where_there_are_no_experiments_it_says_so(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MAMBASEG_EXPERIMENTS", raising=False)
+    assert main(["list"]) == 0
+    output = capsys.readouterr().out.replace("\n", "")
+    assert f"There are no experiments in {tmp_path / 'experiments'}" in output
+    assert "<name>" not in output
+
+
 def test_networks_show_size_cost_input_and_paper_in_80_columns(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     assert main(["list", "networks"]) == 0

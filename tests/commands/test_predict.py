@@ -62,6 +62,48 @@ def test_the_data_is_not_needed(trained, tmp_path, capsys):
     assert np.allclose(mask.affine, AFFINE)
 
 
+@pytest.mark.parametrize("codes", [(1, 1), (1, 0), (2, 3), (0, 4)])
+def test_a_mask_lies_where_its_scan_says_in_the_scans_own_words(trained, tmp_path, codes):
+    array = np.random.default_rng(1).normal(100, 20, (9, 8, 3)).astype(np.int16)
+    image = nibabel.Nifti1Image(array, None)
+    image.set_qform(AFFINE, int(codes[0]))
+    image.set_sform(AFFINE @ np.diag([1, 1, 1, 1]) if codes[1] else None, int(codes[1]))
+    image.header.set_xyzt_units("micron", "msec")
+    image.header["cal_max"], image.header["descrip"] = 300, b"a scan"
+    nibabel.save(image, tmp_path / "scan.nii.gz")
+    assert main(["predict", "--run", str(trained), "--input", str(tmp_path), "--output", str(tmp_path / "out")]) == 0
+    scan, mask = nibabel.load(tmp_path / "scan.nii.gz"), nibabel.load(tmp_path / "out" / "scan_seg.nii.gz")
+    assert [int(mask.header[name]) for name in ("qform_code", "sform_code")] == list(codes)
+    assert np.allclose(mask.affine, scan.affine)
+    assert mask.header.get_xyzt_units() == ("micron", "msec")
+    assert mask.get_data_dtype() == np.uint8
+    assert float(mask.header["cal_max"]) == 0
+    assert set(np.unique(np.asarray(mask.dataobj))) <= {0, 1, 2}
+
+
+def test_masks_are_not_taken_for_scans(trained, tmp_path, capsys):
+    image = np.random.default_rng(1).random((2, 9, 8), dtype=np.float32)
+    for name in ("a.nii.gz", "b_seg.nii.gz"):
+        write_nifti(tmp_path / name, image)
+    words = ["predict", "--run", str(trained), "--input", str(tmp_path), "--output", str(tmp_path)]
+    assert main(words) == main(words) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "a.nii.gz",
+        "a_seg.nii.gz",
+        "b_seg.nii.gz",
+        "b_seg_seg.nii.gz",
+    ]
+    assert "Left out, as masks of scans beside them: a_seg.nii.gz, b_seg_seg.nii.gz" in capsys.readouterr().out
+
+
+def test_two_scans_for_one_mask_are_refused(trained, tmp_path, capsys):
+    image = np.random.default_rng(1).random((2, 9, 8), dtype=np.float32)
+    for name in ("a.nii", "a.nii.gz"):
+        write_nifti(tmp_path / name, image)
+    assert main(["predict", "--run", str(trained), "--input", str(tmp_path)]) == 2
+    assert "would give one mask" in capsys.readouterr().err
+
+
 def test_the_weights_are_the_checkpoints(trained):
     checkpoint = trained / "checkpoints" / "best.ckpt"
     saved = torch.load(checkpoint, weights_only=True)["state_dict"]

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import zipfile
 
+import numpy as np
 import pytest
 
 from mambaseg.commands import prepare
@@ -85,6 +86,16 @@ def test_own_folder(tmp_path, capsys):
     assert PreparedDataset(tmp_path / "data" / "mine").case_ids() == ["a"]
     assert "none" in row(output, "masks")
     assert "every image counts as a patient of its own" in output
+
+
+def test_masks_saved_as_0_and_255_are_pointed_out(tmp_path, capsys):
+    scan = make_scans()[0]
+    write_nifti(tmp_path / "mine" / "images" / "a.nii.gz", scan.image)
+    write_nifti(tmp_path / "mine" / "labels" / "a.nii.gz", np.where(scan.label > 0, 255, 0).astype(np.uint8))
+    run("folder", "--source", tmp_path / "mine", "--name", "mine", "--classes", "background,heart")
+    output = " ".join(capsys.readouterr().out.split())
+    assert "1 masks hold 0 and 255 alone (a). 255 means unknown" in output
+    assert "an experiment of your own with data.init_args.root:" in output
 
 
 @pytest.mark.parametrize(

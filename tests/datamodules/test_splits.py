@@ -174,6 +174,19 @@ def test_random_split_stays_the_same_for_ever():
     assert (split.train, split.val, split.test) == (("p2", "p4", "p5"), (), ("p0", "p3", "p1"))
 
 
+def test_patients_without_a_mask_all_train_and_the_others_stay_in_order():
+    groups, shares = [f"p{i}" for i in range(20)], (0.7, 0.1, 0.2)
+    whole = random_split(groups, shares, 0, "r", "d")
+    without = {whole.test[0], whole.val[0], whole.train[3]}
+    split = random_split(groups, shares, 0, "r", "d", without)
+    assert set(split.train[-3:]) == without, "the first ones are those with masks"
+    assert (len(split.train), len(split.val), len(split.test)) == (14, 2, 4)
+    assert sorted(split.train + split.val + split.test) == sorted(groups)
+    assert set(whole.test) - without <= set(split.test)
+    with pytest.raises(InputError, match="6 patients have masks, too few"):
+        random_split(groups, shares, 0, "r", "d", groups[6:])
+
+
 @pytest.mark.parametrize("fractions", [(0.7, 0.3), (0.7, 0.1, 0.1), (1.2, -0.2, 0.0)])
 def test_random_split_refuses_bad_fractions(fractions):
     with pytest.raises(InputError, match="expected three shares"):

@@ -66,7 +66,7 @@ def test_processes_of_one_launch_share_a_folder(tmp_path, monkeypatch, environme
     for key, value in environment.items():
         monkeypatch.setenv(key, value)
     first = new_run_dir("exp", 3)
-    check_writable(first)  # the other processes see the folder and take it all the same
+    check_writable(first, "")  # the other processes see the folder and take it all the same
     assert first == new_run_dir("exp", 3) == tmp_path / "exp" / name
 
 
@@ -142,6 +142,19 @@ def test_auto_takes_the_run_started_last_whatever_the_clock_says(tmp_path, monke
     assert newest_run("exp").name == "later"
 
 
+def test_a_start_that_was_refused_hides_no_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("MAMBASEG_RUNS", str(tmp_path))
+    for name in ("first", "second", "refused"):
+        (tmp_path / "exp" / name).mkdir(parents=True)
+        note_newest("exp", tmp_path / "exp" / name)
+    for name in ("first", "second"):
+        (tmp_path / "exp" / name / "metrics.jsonl").write_text("{}\n")
+    (tmp_path / "exp" / "refused" / "config.yaml").write_text("")
+    assert newest_run("exp").name == "second"
+    note_newest("exp", tmp_path / "exp" / "first")
+    assert newest_run("exp").name == "first"
+
+
 def test_a_run_killed_before_its_first_checkpoint_starts_over_in_its_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("MAMBASEG_RUNS", str(tmp_path))
     monkeypatch.delenv("MAMBASEG_RUN_DIR", raising=False)
@@ -156,7 +169,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_training(tmp_path, ca
     monkeypatch.chdir(repository)
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):
-        check_writable(tmp_path / "file" / "run")
+        check_writable(tmp_path / "file" / "run", "")
     monkeypatch.setenv("MAMBASEG_RUNS", str(tmp_path / "file"))
     monkeypatch.delenv("MAMBASEG_RUN_DIR", raising=False)
     assert main(["fit", "--config", "supervised_acdc"]) == 2

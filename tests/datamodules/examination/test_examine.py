@@ -64,6 +64,10 @@ def _nothing_known(case):
     case.arrays["label"][:] = 255
 
 
+def _saved_as_0_and_255(case):
+    case.arrays["label"] = np.where(case.arrays["label"] == 0, 0, 255).astype(np.uint8)
+
+
 def _empty_scribble(case):
     case.arrays["scribble"][:] = 255
 
@@ -143,6 +147,7 @@ DEFECTS = [
     (_not_scaled, "images are scaled", "outside [0, 1]"),
     (_unknown_class, "masks hold known classes", "label has 7 in 128 voxels"),
     (_unknown_mark, "masks hold known classes", "scribble has 4 in 128 voxels"),
+    (_saved_as_0_and_255, "masks hold known classes", "255 means unknown: write a class as 1"),
     (_nothing_known, "masks hold known classes", "no voxel of the mask is known"),
     (_empty_scribble, "scribbles mark something", "marks no voxel"),
     (_scribble_of_another, "scribbles agree with masks", "have another class"),
