@@ -84,7 +84,8 @@ class FiniteGuard(pl.Callback):
             return
         optimizer.zero_grad(set_to_none=True)  # without gradients, no parameter and no momentum moves
         bad = [batch for batch, (own, _) in zip(batches, verdicts, strict=True) if not own]
-        message = self._report(trainer, pl_module, *bad[0]) if bad else "The loss of another process is not finite."
+        reports = (self._report(trainer, pl_module, *batch) for batch in bad)
+        message = next(filter(None, reports), "The loss of another process's samples is not finite.")
         if self._buffers:
             torch._foreach_copy_(self._buffers, self._kept)
         self.skipped += 1
@@ -106,8 +107,10 @@ class FiniteGuard(pl.Callback):
         """Take over the count."""
         self.skipped = state_dict["skipped"]
 
-    def _report(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> str:
+    def _report(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> str | None:
         where = describe_nonfinite(module, batch, batch_idx)
+        if where is None:
+            return None
         path: Path = run_folder(trainer) / "nonfinite" / f"step{trainer.global_step:06d}_rank{trainer.global_rank}"
         path = path.with_suffix(".safetensors")
         with keep_going(path):

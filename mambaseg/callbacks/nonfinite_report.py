@@ -11,10 +11,13 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from mambaseg.io.atomic import write_bytes
+from mambaseg.losses.over_processes import own_samples_alone, processes
 
 
-def describe_nonfinite(module: pl.LightningModule, batch: Any, batch_idx: int) -> str:
+def describe_nonfinite(module: pl.LightningModule, batch: Any, batch_idx: int) -> str | None:
     """Repeat the forward pass of a batch and say what is not finite first: the batch, a weight, a module or a term.
+
+    Losses are repeated for this process's samples alone. None where those are sound: then another process's are not.
 
     Args:
         module: A ``CoTrainingModule``; of others only batch and weights are looked at.
@@ -37,7 +40,7 @@ def describe_nonfinite(module: pl.LightningModule, batch: Any, batch_idx: int) -
     found: list[str] = []
     handles = [part.register_forward_hook(_watch(name, found)) for name, part in module.named_modules() if name]
     try:
-        with torch.no_grad(), method.plain_passes():
+        with torch.no_grad(), method.plain_passes(), own_samples_alone():
             outputs = method.training_outputs(batch)
             terms = {} if found else method.training_losses(batch, outputs)
     finally:
@@ -46,6 +49,8 @@ def describe_nonfinite(module: pl.LightningModule, batch: Any, batch_idx: int) -
     if found:
         return f"{found[0]} (cases {cases})."
     bad = [name for name, term in terms.items() if not bool(torch.isfinite(term).all())]
+    if not bad and processes() > 1:
+        return None
     return f"Every module's output is finite; these terms of the loss are not: {', '.join(bad) or 'none'} ({cases})."
 
 

@@ -4,11 +4,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mambaseg.losses.over_processes import over_processes
+
 HALF = (torch.float16, torch.bfloat16)
 
 
 def partial_cross_entropy(logits: Tensor, target: Tensor, ignore_index: int = 255) -> Tensor:
     """Return the mean cross-entropy over the known pixels of a batch, 0 where none is known.
+
+    The batch is that of all processes together.
 
     Args:
         logits: (B, K, *S).
@@ -24,5 +28,5 @@ def partial_cross_entropy(logits: Tensor, target: Tensor, ignore_index: int = 25
         # On CUDA the loss of images has no deterministic form, that of rows of pixels has one.
         logits, target = logits.movedim(1, -1).flatten(0, -2), target.flatten()
     total = F.cross_entropy(logits, target, ignore_index=ignore_index, reduction="sum")
-    known = (target != ignore_index).sum()
+    total, known = over_processes(total, (target != ignore_index).sum())
     return total / known.clamp(min=1)

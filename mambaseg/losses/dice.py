@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from mambaseg.losses.over_processes import over_processes
+
 SMOOTH = 1e-5
 
 
@@ -10,7 +12,8 @@ def soft_dice_loss(probabilities: Tensor, target: Tensor, ignore_index: int = 25
     """Return the Dice loss over the known pixels of a whole batch.
 
     For each class c, background included, ``1 - (2 Σ p_c y_c + ε) / (Σ p_c² + Σ y_c² + ε)`` with sums over all known
-    pixels of all samples, then the mean over classes. Without a known pixel the loss and its gradient are 0.
+    pixels of all samples, also those of other processes, then the mean over classes. Without a known pixel the loss and
+    its gradient are 0.
 
     Args:
         probabilities: (B, K, *S), sums to 1 over K.
@@ -28,4 +31,5 @@ def soft_dice_loss(probabilities: Tensor, target: Tensor, ignore_index: int = 25
     over = [0, *range(2, probabilities.ndim)]
     intersection = (probabilities * hot).sum(over)
     size = (probabilities.square() * known).sum(over) + hot.sum(over)
+    intersection, size = over_processes(intersection, size)
     return (1 - (2 * intersection + SMOOTH) / (size + SMOOTH)).mean()

@@ -7,6 +7,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from mambaseg.losses.over_processes import over_processes, processes
+
 IGNORE_INDEX = 255
 
 
@@ -77,7 +79,7 @@ def pixel_info_nce(anchors: Tensor, keys: Tensor, sample: PixelSample, temperatu
         temperature: Divides the cosine similarities.
 
     Returns:
-        The mean over valid anchors; 0 where there is none.
+        The mean over valid anchors, those of all ranks; 0 where there is none.
     """
     keys = keys.detach()
     all_keys, all_classes, all_valid = (_gather_ranks(t) for t in (keys, sample.classes, sample.valid))
@@ -86,14 +88,15 @@ def pixel_info_nce(anchors: Tensor, keys: Tensor, sample: PixelSample, temperatu
     is_negative = (sample.classes[:, None] != all_classes[None, :]) & all_valid[None, :]
     logits = torch.cat([positive, similarity.masked_fill(~is_negative, -torch.inf)], dim=1)
     per_anchor = torch.logsumexp(logits, dim=1) - positive.squeeze(1)
-    return (per_anchor * sample.valid).sum() / sample.valid.sum().clamp(min=1)
+    total, count = over_processes((per_anchor * sample.valid).sum(), sample.valid.sum())
+    return total / count.clamp(min=1)
 
 
 def _gather_ranks(tensor: Tensor) -> Tensor:
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    if processes() == 1:
         return tensor
     as_bytes_safe = tensor.to(torch.uint8) if tensor.dtype == torch.bool else tensor.contiguous()
-    parts = [torch.empty_like(as_bytes_safe) for _ in range(dist.get_world_size())]
+    parts = [torch.empty_like(as_bytes_safe) for _ in range(processes())]
     dist.all_gather(parts, as_bytes_safe)
     return torch.cat(parts).to(tensor.dtype)
 

@@ -178,7 +178,7 @@ def test_unknown_label_is_the_index_that_losses_ignore():
 
 
 def test_absent_folder_and_folder_without_manifest(tmp_path):
-    with pytest.raises(InputError, match=r"absent is no prepared dataset: it does not exist.*mambaseg prepare"):
+    with pytest.raises(InputError, match=r"absent does not exist .looked for .*mambaseg prepare"):
         PreparedDataset(tmp_path / "absent")
     with pytest.raises(InputError, match=r"has no manifest\.json"):
         PreparedDataset(tmp_path)

@@ -31,3 +31,14 @@ class Recorder(L.Callback):
 def recorded(folder, world_size):
     """Return what each of the processes wrote."""
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(world_size)]
+
+
+class Poison(L.Callback):
+    """Makes one process's images of one step NaN."""
+
+    def __init__(self, rank: int, step: int) -> None:
+        self.rank, self.step = rank, step
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if (trainer.global_rank, batch_idx) == (self.rank, self.step):
+            batch["image"].fill_(float("nan"))

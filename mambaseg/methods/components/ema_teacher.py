@@ -94,8 +94,9 @@ class EmaTeacher(nn.Module):
     def hear(self, supervised: Mapping[str, Tensor]) -> None:
         """Note how well each student does on labelled pixels: its supervised loss, a scalar, averaged over steps."""
         now = torch.stack([supervised[name].detach() for name in self.averages]).to(self.loss.dtype)
-        seen = self.step > 0
-        self.loss.copy_(torch.where(seen, self.loss.lerp(now, 1 - LOSS_MEMORY), now))
+        heard = torch.where(self.step > 0, self.loss.lerp(now, 1 - LOSS_MEMORY), now)
+        # A step that is not finite is left out or ends the training: it must not stay in mind either way.
+        self.loss.copy_(torch.where(now.isfinite(), heard, self.loss))
 
     def shares(self) -> Tensor:
         """Return each average's share in the teacher's word, (students,), summing to 1."""
