@@ -1,8 +1,10 @@
 """A training loader that a checkpoint can put back in the middle of an epoch."""
 
+import functools
 import logging
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data._utils import signal_handling
+from torch.utils.data.dataloader import _BaseDataLoaderIter, _MultiProcessingDataLoaderIter
 
 from mambaseg.datamodules.batch import Batch
 from mambaseg.datamodules.datasets import Sample, collate
@@ -22,6 +25,8 @@ log = logging.getLogger(__name__)
 SHARED_MEMORY = Path("/dev/shm")
 PATIENCE_S = 300.0
 """How long a batch may take; a worker that cannot hand one over for want of shared memory is silent, not dead."""
+LOOK_S = 5.0
+"""How long nothing may arrive before it is asked whether a worker has died."""
 
 
 class ResumableDataLoader(DataLoader[Sample]):
@@ -56,6 +61,13 @@ class ResumableDataLoader(DataLoader[Sample]):
         self._epoch = batch_sampler.epoch
         self._received = batch_sampler.start
         self._losses = 0
+
+    def _get_iterator(self) -> _BaseDataLoaderIter:
+        """Return torch's iterator, made to ask after its workers while it waits, not only at the end."""
+        iterator = super()._get_iterator()
+        if isinstance(iterator, _MultiProcessingDataLoaderIter):
+            iterator._try_get_data = functools.partial(_wait_in_pieces, iterator._try_get_data)  # type: ignore[method-assign]
+        return iterator
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         """Yield the batches of the sampler's epoch.
@@ -167,6 +179,16 @@ def evaluation_loader(
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
     )
+
+
+def _wait_in_pieces(wait: Callable[[float], tuple[bool, Any]], timeout: float) -> tuple[bool, Any]:
+    """Wait for data as ``wait`` does, which asks whether a worker has died whenever its time is over."""
+    end = time.monotonic() + timeout
+    while True:
+        left = end - time.monotonic()
+        success, data = wait(max(min(left, LOOK_S), 0.0))
+        if success or left <= LOOK_S:
+            return success, data
 
 
 def _let_the_loader_find_dead_workers() -> None:

@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import signal
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +15,7 @@ from safetensors import safe_open
 import mambaseg.io.checkpoint_io as checkpoint_io
 from mambaseg.callbacks.jsonl import JsonlLogger
 from mambaseg.cli import main
+from mambaseg.datamodules.datasets import SliceDataset
 from mambaseg.datamodules.demo import DemoDataModule
 from mambaseg.errors import TrainingFault
 from mambaseg.io.checkpoint_file import damage
@@ -153,6 +155,18 @@ def test_a_killed_worker_is_replaced_and_no_batch_lost(batches, caplog):
     assert loader.num_workers == 1
     assert seen == batches(0)[0]
     assert loader.state_dict()["batch"] == 12
+
+
+@pytest.mark.timeout(60)
+def test_a_worker_killed_before_it_has_sent_anything_is_missed_soon(batches, caplog, monkeypatch):
+    """With nothing on its way there is no broken message to stumble over."""
+    monkeypatch.setattr("mambaseg.datamodules.loader.LOOK_S", 0.5)
+    load = SliceDataset.__getitem__
+    monkeypatch.setattr(SliceDataset, "__getitem__", lambda self, key: time.sleep(0.5) or load(self, key))
+    seen, loader = batches(1, kill_a_worker)
+    assert "worker process was killed" in caplog.text
+    assert loader.num_workers == 1
+    assert len(seen) == 12
 
 
 def test_without_shared_memory_data_is_loaded_in_the_training_process(batches, caplog, monkeypatch):
