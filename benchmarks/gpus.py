@@ -83,7 +83,8 @@ async def measure(arguments: argparse.Namespace) -> None:
     own = asyncio.current_task()
     assert own is not None
     # A signal ends the trainings too: each is a group of processes of its own, and would go on.
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, own.cancel)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(number, own.cancel)
     gpus = visible_gpus() if arguments.accelerator == "gpu" else []
     counts = arguments.devices or [count for count in (1, 2, 4, 8) if count <= (len(gpus) or 2)]
     launcher = Launcher(gpus, arguments.seconds, arguments.timeout, arguments.together)

@@ -46,9 +46,10 @@ def train(experiment: str, folder: Path, settings: Sequence[str]) -> None:
 
 
 def steps_of(folder: Path) -> int:
-    """Return how many steps a run has trained; 0 where there is none."""
+    """Return how many steps a run had trained at its last validation; 0 where there is none."""
     record = folder / "metrics.jsonl"
-    return max((row["step"] + 1 for row in read_rows(record)[0] if "step" in row), default=0) if record.exists() else 0
+    rows = read_rows(record)[0] if record.exists() else []
+    return max((row["step"] + 1 for row in rows if any(name.startswith("val/") for name in row)), default=0)
 
 
 def rows(label: str, folder: Path) -> list[dict[str, Any]]:

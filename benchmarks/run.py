@@ -90,7 +90,8 @@ def main(jobs: Sequence[Job] = JOBS) -> int:
     arguments = parse(jobs)
     # One cache for all jobs, with or without make, and for the trainings that they start.
     os.environ.setdefault("TRITON_CACHE_DIR", str(HERE.parent / ".cache" / "triton"))
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # and end the job on the way
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda received, _: sys.exit(128 + received))  # and end the job on the way
     gpus = torch.cuda.device_count()
     chosen = [job for job in jobs if job.name in arguments.jobs] or [job for job in jobs if suits(job, gpus)]
     if arguments.list:

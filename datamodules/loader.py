@@ -1,10 +1,9 @@
 """A training loader that a checkpoint can put back in the middle of an epoch."""
 
-import functools
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,11 +62,8 @@ class ResumableDataLoader(DataLoader[Sample]):
         self._losses = 0
 
     def _get_iterator(self) -> _BaseDataLoaderIter:
-        """Return torch's iterator, made to ask after its workers while it waits, not only at the end."""
-        iterator = super()._get_iterator()
-        if isinstance(iterator, _MultiProcessingDataLoaderIter):
-            iterator._try_get_data = functools.partial(_wait_in_pieces, iterator._try_get_data)  # type: ignore[method-assign]
-        return iterator
+        """Return torch's iterator; one with workers asks after them while it waits."""
+        return _AsksAfterWorkers(self) if self.num_workers else super()._get_iterator()
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         """Yield the batches of the sampler's epoch.
@@ -181,14 +177,16 @@ def evaluation_loader(
     )
 
 
-def _wait_in_pieces(wait: Callable[[float], tuple[bool, Any]], timeout: float) -> tuple[bool, Any]:
-    """Wait for data as ``wait`` does, which asks whether a worker has died whenever its time is over."""
-    end = time.monotonic() + timeout
-    while True:
-        left = end - time.monotonic()
-        success, data = wait(max(min(left, LOOK_S), 0.0))
-        if success or left <= LOOK_S:
-            return success, data
+class _AsksAfterWorkers(_MultiProcessingDataLoaderIter):
+    """Waits for data in pieces: torch asks whether a worker has died whenever a wait is over, and not before."""
+
+    def _try_get_data(self, timeout: float = LOOK_S) -> tuple[bool, Any]:
+        end = time.monotonic() + timeout
+        while True:
+            left = end - time.monotonic()
+            success, data = super()._try_get_data(max(min(left, LOOK_S), 0.0))  # type: ignore[no-untyped-call]
+            if success or left <= LOOK_S:
+                return success, data
 
 
 def _let_the_loader_find_dead_workers() -> None:

@@ -26,7 +26,7 @@ COMMANDS = {
 
 READ_CLASSES = {"fit", "validate", "test", "predict", "bench"}
 """Commands whose configuration names classes."""
-UNWRITABLE = (errno.EACCES, errno.EROFS)
+FORBIDDEN = (errno.EACCES, errno.EROFS)
 ALLOW_CODE_HELP = "let the configuration name classes of this package too; by default mambaseg, lightning, torch.optim"
 
 
@@ -68,10 +68,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"mambaseg {arguments.command}: error: {error}", file=sys.stderr)
         return getattr(error, "status", 2)
     except OSError as error:
-        if error.errno not in UNWRITABLE or error.filename is None:
+        if error.errno not in FORBIDDEN or error.filename is None:
             raise
-        reason = f"{error.filename} cannot be written: {error.strerror}"
-        print(f"mambaseg {arguments.command}: error: {reason}. Choose another folder.", file=sys.stderr)
+        advice = "Look at its permissions, or choose another place."
+        print(f"mambaseg {arguments.command}: error: {error.filename}: {error.strerror}. {advice}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\nmambaseg {arguments.command}: interrupted; nothing half-written is left.", file=sys.stderr)

@@ -23,14 +23,16 @@ from mambaseg.errors import InputError
 from mambaseg.experiment import Config, dump_config, parse_yaml
 from mambaseg.io.checkpoint_io import SafeCheckpointIO
 from mambaseg.methods import CoTrainingModule
-from mambaseg.runs import LAST, PREVIOUS
+from mambaseg.runs import LAST, PREVIOUS, SPLIT
 from mambaseg.sharding import offer_sharding
 from mambaseg.tracking import TrackingConfig, tracking_callbacks, tracking_loggers
 
 RESOLVED = "config.yaml"
 """Name of the fully resolved configuration in a run's folder."""
-SPLIT_FILE = "split.json"
-"""Name of the split that a run is trained with, in its folder: drawn anew, it would follow the data."""
+CHOOSE_PATIENTS = frozenset(
+    {"data", "class_path", "split", "split_seed", "validation_patients", "patients", "held_out"},
+)
+"""Last words of the options that choose which patients take part."""
 
 
 class TrainingCLI(LightningCLI):
@@ -137,9 +139,17 @@ def build(config: Config, origin: Path, run_dir: Path, arguments: Sequence[str] 
 
 
 def use_split_of(run_dir: Path, cli: TrainingCLI, arguments: Sequence[str]) -> None:
-    """Let a run that goes on, or is scored, have the patients that it began with, unless arguments choose the data."""
-    path = run_dir / SPLIT_FILE
-    if path.is_file() and not any(word.startswith("--data") for word in arguments):
+    """Let a run that goes on, or is scored, have the patients that it began with, unless arguments choose others.
+
+    Args:
+        run_dir: The run's folder.
+        cli: The built experiment.
+        arguments: Options as on the command line, and settings as ``--set`` has them.
+    """
+    path = run_dir / SPLIT
+    keys = [word.lstrip("-").partition("=")[0].split(".") for word in arguments]
+    chosen = any(key[0] == "data" and key[-1] in CHOOSE_PATIENTS for key in keys)
+    if path.is_file() and not chosen:
         cli.datamodule.keep_split(load_split(path))
 
 

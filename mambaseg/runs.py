@@ -21,6 +21,8 @@ PREVIOUS = "previous.ckpt"
 BEST = "best.ckpt"
 RECORD = "metrics.jsonl"
 """Every training writes it from its first moment on."""
+SPLIT = "split.json"
+"""The split that a run is trained with: drawn anew, it would follow the data."""
 NEWEST = ".newest"
 """A file beside the runs of an experiment that names them as they started: clocks can go backwards, this cannot."""
 MOST_NOTED = 100
@@ -143,14 +145,12 @@ def newest_checkpoint(run_dir: Path) -> Path | None:
 def newest_run(experiment: str) -> Path | None:
     """Return the run of an experiment that was started last; None where there is none.
 
-    A start that was refused before any training counts only where there is no other. Runs that nobody noted down as
-    started are ordered by the time of their checkpoints.
+    Runs that nobody noted down as started are ordered by the time of their checkpoints.
     """
     folder = runs_folder() / experiment
     named = [folder / name for name in reversed(_noted(experiment)) if (folder / name).is_dir()]
-    trained = [run for run in named if next(run.rglob(RECORD), None) or any((run / CHECKPOINTS).glob("*.ckpt"))]
-    if trained or named:
-        return (trained or named)[0]
+    if named:
+        return named[0]
     written = sorted(folder.glob(f"*/{CHECKPOINTS}/{LAST}"), key=lambda p: p.stat().st_mtime)
     return written[-1].parent.parent if written else None
 
@@ -159,8 +159,18 @@ def note_newest(experiment: str, run_dir: Path) -> None:
     """Note that a run of an experiment starts; of runs in other places than the usual none is taken."""
     if run_dir.resolve().parent == (runs_folder() / experiment).resolve():
         names = [name for name in _noted(experiment) if name != run_dir.name]
-        text = "".join(f"{name}\n" for name in [*names, run_dir.name][-MOST_NOTED:])
-        write_text(run_dir.resolve().parent / NEWEST, text)
+        _note(experiment, [*names, run_dir.name])
+
+
+def forget_start(experiment: str, run_dir: Path) -> None:
+    """Take back ``note_newest`` where a start was refused before any training: it must not hide the run before it."""
+    names = _noted(experiment)
+    if run_dir.name in names and not (run_dir / RECORD).is_file():
+        _note(experiment, [name for name in names if name != run_dir.name])
+
+
+def _note(experiment: str, names: list[str]) -> None:
+    write_text(runs_folder() / experiment / NEWEST, "".join(f"{name}\n" for name in names[-MOST_NOTED:]))
 
 
 def _noted(experiment: str) -> list[str]:

@@ -12,6 +12,7 @@ from mambaseg.callbacks.best_students import BestStudents
 from mambaseg.callbacks.case_table import CaseTable
 from mambaseg.callbacks.finite_guard import FiniteGuard
 from mambaseg.callbacks.jsonl import JsonlLogger
+from mambaseg.callbacks.keep_split import KeepSplit
 from mambaseg.callbacks.overlays import PredictionOverlays
 from mambaseg.callbacks.progress import RunProgress
 from mambaseg.callbacks.random_states import RandomStates
@@ -68,6 +69,7 @@ def tracking_callbacks(config: TrackingConfig, run_dir: Path, has_validation: bo
         RunProgress(line_every_seconds=config.progress_seconds),
         Throughput(),
         RunCard(config.note),
+        KeepSplit(),
         RandomStates(),
         FiniteGuard(config.nonfinite),
     ]

@@ -41,7 +41,7 @@ def test_help_starts_at_once():
     assert time.monotonic() - start < 5  # a quarter of a second on an idle machine; never the seconds of torch
 
 
-def test_an_output_that_cannot_be_written_gets_one_line(capsys, monkeypatch, tmp_path):
+def test_a_file_that_may_not_be_touched_gets_one_line(capsys, monkeypatch, tmp_path):
     def refuse(arguments):
         raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "report.html"))
 
@@ -49,8 +49,8 @@ def test_an_output_that_cannot_be_written_gets_one_line(capsys, monkeypatch, tmp
     status, error = message(capsys, "report", "x")
     assert status == 2
     assert error == (
-        f"mambaseg report: error: {tmp_path / 'report.html'} cannot be written: Permission denied. "
-        "Choose another folder.\n"
+        f"mambaseg report: error: {tmp_path / 'report.html'}: Permission denied. "
+        "Look at its permissions, or choose another place.\n"
     )
 
 

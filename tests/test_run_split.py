@@ -64,6 +64,23 @@ def test_patients_who_came_later_change_no_runs_parts(mine):
     assert json.loads((mine / "anew" / "split.json").read_text()) != split, "the new patients take part"
 
 
+def test_other_options_of_the_data_change_no_patients_and_a_refused_resume_nothing(mine, capsys):
+    config, run = str(mine / "tiny.yaml"), mine / "run"
+    assert main(["fit", "--config", config, "--run-dir", str(run)]) == 0
+    split = json.loads((run / "split.json").read_text())
+    prepare(mine, NEW)
+    (mine / "data").rename(mine / "moved")
+    moved = f"--data.init_args.root={mine / 'moved'}"
+    assert main(["test", "--run", str(run), moved]) == 0
+    assert scored(run, "test") == set(split["test"])
+    more = ["--set", "trainer.max_steps=2", moved]
+    assert main(["fit", "--config", config, "--resume", str(run), *more, "--data.split_seed=4"]) == 2
+    assert "pools" in capsys.readouterr().err
+    assert json.loads((run / "split.json").read_text()) == split
+    assert main(["fit", "--config", config, "--resume", str(run), *more]) == 0
+    assert json.loads((run / "split.json").read_text()) == split
+
+
 def test_a_split_on_the_command_line_is_taken(mine):
     run, own = mine / "run", {"name": "own", "dataset": "data", "train": OLD[:9], "val": OLD[9:], "test": []}
     assert main(["fit", "--config", str(mine / "tiny.yaml"), "--run-dir", str(run)]) == 0

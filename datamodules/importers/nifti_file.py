@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 _DAMAGED = (OSError, EOFError, zlib.error, ValueError, TypeError, OverflowError, MemoryError, KeyError)
 """What nibabel and gzip raise for one or the other damage."""
 _PIECE = 2**20
-_MILLIMETRES = {"meter": 1e3, "micron": 1e-3}
-"""A unit of length that a header may name instead of the millimetre."""
+_UNITS_OF_TIME = 8
+"""What lies below in the header's field is the unit of length, whatever stands for that of time."""
+_MILLIMETRES = {1: 1e3, 3: 1e-3}
+"""The header's codes of metre and micrometre; anything else is taken for the millimetre."""
 _CORNER_TOLERANCE_VOXELS = 0.1
 
 
@@ -69,7 +71,7 @@ def read_nifti(path: Path) -> NiftiVolume:
         array = array[..., 0]
     if array.ndim != 3:
         raise InputError(f"{path} has shape {array.shape}, expected three axes (x, y, z). Give one volume a file.")
-    to_mm = _MILLIMETRES.get(image.header.get_xyzt_units()[0], 1.0)  # type: ignore[no-untyped-call]
+    to_mm = _MILLIMETRES.get(int(image.header["xyzt_units"]) % _UNITS_OF_TIME, 1.0)
     x, y, z = (float(size) * to_mm for size in image.header["pixdim"][1:4])
     placed = bool(image.header["qform_code"] > 0) or bool(image.header["sform_code"] > 0)
     affine = np.asarray(image.affine, np.float64) * np.array([[to_mm], [to_mm], [to_mm], [1.0]])

@@ -6,7 +6,15 @@ from pathlib import Path
 
 from mambaseg.errors import InputError
 from mambaseg.experiment import Config, find_experiment, load_experiment, merge, students_of, without_weights
-from mambaseg.runs import CHOOSE_RUN_DIR, RUN_DIR_VARIABLE, check_writable, new_run_dir, note_newest, resume_run
+from mambaseg.runs import (
+    CHOOSE_RUN_DIR,
+    RUN_DIR_VARIABLE,
+    check_writable,
+    forget_start,
+    new_run_dir,
+    note_newest,
+    resume_run,
+)
 
 PASSES_ON = True
 """Arguments that this command does not know go to LightningCLI."""
@@ -98,16 +106,18 @@ def train(path: Path, config: Config, arguments: argparse.Namespace) -> int:
         check_writable(run_dir, CHOOSE_RUN_DIR)
         note_newest(experiment, run_dir)
 
-    from mambaseg.datamodules.splits import save_split
-    from mambaseg.lightning_cli import SPLIT_FILE, build, use_split_of
+    from mambaseg.lightning_cli import build, use_split_of
     from mambaseg.reports.weights import record_weights
     from mambaseg.training import fit_and_summarize
 
     options = ["--help"] if arguments.print_options else arguments.rest
-    cli = build(config, path, run_dir, options, track=True)
-    if checkpoint is not None:
-        use_split_of(run_dir, cli, arguments.rest)
-    if cli.trainer.is_global_zero:
-        record_weights(cli.model.networks, run_dir)
-        save_split(cli.datamodule.split, run_dir / SPLIT_FILE)
-    return fit_and_summarize(cli, experiment, run_dir, checkpoint)
+    try:
+        cli = build(config, path, run_dir, options, track=True)
+        if checkpoint is not None:
+            use_split_of(run_dir, cli, [*arguments.set, *arguments.rest])
+        if cli.trainer.is_global_zero:
+            record_weights(cli.model.networks, run_dir)
+        return fit_and_summarize(cli, experiment, run_dir, checkpoint)
+    except BaseException:
+        forget_start(experiment, run_dir)
+        raise

@@ -9,6 +9,7 @@ import pytest
 from mambaseg.datamodules.catalogue import DATASETS
 from mambaseg.datamodules.importers import find_cases
 from mambaseg.datamodules.importers.acdc_names import Frame, canonical_frames, known_details
+from mambaseg.datamodules.importers.nifti_file import read_nifti
 from mambaseg.datamodules.prepare import PrepareRequest, prepare
 from mambaseg.datamodules.storage import PreparedDataset
 from mambaseg.errors import InputError
@@ -222,3 +223,16 @@ def test_stray_mask_and_incomplete_groups_of_a_folder(tmp_path):
     (tmp_path / "groups.csv").write_bytes(b"case,group\n\xff,1\n")
     with pytest.raises(InputError, match="is not a table of text"):
         find_cases(tmp_path, layouts)
+
+
+@pytest.mark.parametrize(
+    ("units", "length"), [(2, 1.0), (0, 1.0), (10, 1.0), (1, 1e3), (3, 1e-3), (19, 1e-3), (4, 1.0), (255, 1.0)]
+)
+def test_lengths_are_read_in_the_headers_unit_whatever_its_unit_of_time(tmp_path, units, length):
+    image = nibabel.Nifti1Image(np.zeros((9, 8, 3), np.int16), AFFINE)
+    image.header["xyzt_units"] = units
+    nibabel.save(image, tmp_path / "a.nii.gz")
+    volume = read_nifti(tmp_path / "a.nii.gz")
+    assert volume.spacing_mm == pytest.approx([side * length for side in SPACING_MM])
+    assert np.allclose(volume.affine[:3], AFFINE[:3] * length)
+    assert volume.affine[3].tolist() == [0, 0, 0, 1]

@@ -4,6 +4,7 @@ import os
 import shutil
 
 import pytest
+import yaml
 
 from mambaseg.callbacks.resume_point import ResumePoint
 from mambaseg.cli import main
@@ -142,17 +143,19 @@ def test_auto_takes_the_run_started_last_whatever_the_clock_says(tmp_path, monke
     assert newest_run("exp").name == "later"
 
 
-def test_a_start_that_was_refused_hides_no_run(tmp_path, monkeypatch):
-    monkeypatch.setenv("MAMBASEG_RUNS", str(tmp_path))
-    for name in ("first", "second", "refused"):
-        (tmp_path / "exp" / name).mkdir(parents=True)
-        note_newest("exp", tmp_path / "exp" / name)
-    for name in ("first", "second"):
-        (tmp_path / "exp" / name / "metrics.jsonl").write_text("{}\n")
-    (tmp_path / "exp" / "refused" / "config.yaml").write_text("")
-    assert newest_run("exp").name == "second"
-    note_newest("exp", tmp_path / "exp" / "first")
-    assert newest_run("exp").name == "first"
+@pytest.mark.parametrize("words", [["--set", "data.init_args.labelled_patients=99"], ["--trainer.max_stepz=3"]])
+def test_a_start_that_was_refused_hides_no_run(tmp_path, monkeypatch, capsys, words):
+    monkeypatch.setenv("MAMBASEG_RUNS", str(tmp_path / "runs"))
+    monkeypatch.delenv("MAMBASEG_RUN_DIR", raising=False)
+    (tmp_path / "exp.yaml").write_text(yaml.safe_dump(experiment(1)))
+    for name in ("first", "killed at once"):
+        (tmp_path / "runs" / "exp" / name).mkdir(parents=True)
+        note_newest("exp", tmp_path / "runs" / "exp" / name)
+    assert main(["fit", "--config", str(tmp_path / "exp.yaml"), *words]) == 2
+    assert newest_run("exp").name == "killed at once", "it may be started over; nothing else is the run meant"
+    monkeypatch.delenv("MAMBASEG_RUN_DIR")
+    assert main(["fit", "--config", str(tmp_path / "exp.yaml")]) == 0
+    assert newest_run("exp").name not in ("first", "killed at once")
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_over_in_its_folder(tmp_path, monkeypatch):
