@@ -3,6 +3,7 @@
 import argparse
 import errno
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -56,6 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             module.add_arguments(command)
             if name in READ_CLASSES:
                 command.add_argument("--allow-code", action="append", metavar="PREFIX", help=ALLOW_CODE_HELP)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a plus-minus sign must not end a training
     arguments, rest = parser.parse_known_args(words)
     if rest and not getattr(module, "PASSES_ON", False):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")

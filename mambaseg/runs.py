@@ -1,8 +1,11 @@
 """Run folders: where they are, what is in them, and which one to resume."""
 
+import contextlib
+import fcntl
 import logging
 import os
 import re
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
@@ -15,6 +18,8 @@ log = logging.getLogger(__name__)
 
 RUNS_VARIABLE = "MAMBASEG_RUNS"
 RUN_DIR_VARIABLE = "MAMBASEG_RUN_DIR"
+STUDY_VARIABLE = "MAMBASEG_STUDY"
+"""In a training of a study: the name of the experiment that it is a part of."""
 CHECKPOINTS = "checkpoints"
 LAST = "last.ckpt"
 PREVIOUS = "previous.ckpt"
@@ -26,6 +31,7 @@ SPLIT = "split.json"
 NEWEST = ".newest"
 """A file beside the runs of an experiment that names them as they started: clocks can go backwards, this cannot."""
 MOST_NOTED = 100
+LOCK = ".lock"
 CHOOSE_RUN_DIR = f"Choose another with --run-dir, or ${RUNS_VARIABLE} for the folder of all runs."
 
 
@@ -140,6 +146,42 @@ def newest_checkpoint(run_dir: Path) -> Path | None:
     if faults:
         raise InputError(f"{'; '.join(faults)}. No whole checkpoint is left in this run: start without --resume.")
     return None
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep other processes from training in a folder meanwhile; where the file system has no locks, do nothing.
+
+    Raises:
+        InputError: Another process trains there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(
+                f"{folder} is being trained in by another process. Wait for it, stop it, or choose another --run-dir."
+            ) from error
+        except OSError as error:
+            log.debug("%s: no lock: %s", folder, error)
+        _HELD.append(file.fileno())
+        try:
+            yield
+        finally:
+            _HELD.remove(file.fileno())
+            with contextlib.suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def _let_go() -> None:
+    """Close what a forked process, such as a data worker, has inherited: it may outlive the training for a while."""
+    for number in _HELD:
+        os.close(number)
+
+
+_HELD: list[int] = []
+os.register_at_fork(after_in_child=_let_go)
 
 
 def newest_run(experiment: str) -> Path | None:

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import signal
 import statistics
 import subprocess
@@ -23,11 +24,13 @@ from mambaseg.errors import InputError
 from mambaseg.experiment import Config, dump_config, merge, read_mapping
 from mambaseg.io.atomic import atomic_path, write_text
 from mambaseg.metrics.headline import headline_metric, headline_predictor
-from mambaseg.metrics.summary import summarize
-from mambaseg.reports.tables import read_scores
+from mambaseg.reports.run_record import collect_series, read_rows
 from mambaseg.runs import (
     CHOOSE_RUN_DIR,
+    RECORD,
     RUN_DIR_VARIABLE,
+    STUDY_VARIABLE,
+    alone_in,
     check_writable,
     newest_checkpoint,
     newest_run,
@@ -36,7 +39,9 @@ from mambaseg.runs import (
 )
 
 FIELDS = {"arms", "seeds", "workers"}
-SCORES = Path("scores_val") / "scores.json"
+ARGUMENTS = "arguments.yaml"
+"""What every training of a study was given beside its configuration."""
+ARM_NAME = re.compile(r"[A-Za-z0-9_+-][A-Za-z0-9._+-]*")
 
 
 @dataclass(frozen=True)
@@ -56,12 +61,20 @@ class Job:
     @property
     def log(self) -> Path:
         """What the training printed."""
-        return self.folder.with_suffix(".log")
+        return self._beside("log")
 
     @property
     def done(self) -> Path:
         """A file that is there once the training has ended well."""
-        return self.folder.with_suffix(".done")
+        return self._beside("done")
+
+    @property
+    def config(self) -> Path:
+        """What it trains: the experiment with the arm's overrides and the seed."""
+        return self._beside("yaml")
+
+    def _beside(self, kind: str) -> Path:
+        return self.folder.with_name(f"{self.folder.name}.{kind}")
 
 
 @dataclass(frozen=True)
@@ -96,20 +109,50 @@ def run_study(experiment: str, base: Config, study: Any, arguments: argparse.Nam
     signal.signal(signal.SIGTERM, stop_study)
     check_arms(experiment, base, arms, arguments.rest)
     begun = newest_run(experiment) if arguments.resume else None
-    new = runs_folder() / experiment / datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
-    folder = begun or arguments.run_dir or new
+    folder = arguments.run_dir or begun or new_folder(experiment)
     check_writable(folder, CHOOSE_RUN_DIR)
-    note_newest(experiment, folder)
+    with alone_in(folder):
+        note_newest(experiment, folder)
+        return train_and_compare(experiment, base, arms, seeds, workers, folder, arguments.rest)
+
+
+def new_folder(experiment: str) -> Path:
+    """Return a folder for a new study."""
+    stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
+    names = (stamp, *(f"{stamp}-{number}" for number in range(2, 100)))
+    return next(path for name in names if not (path := runs_folder() / experiment / name).exists())
+
+
+def train_and_compare(
+    experiment: str,
+    base: Config,
+    arms: dict[str, Config],
+    seeds: list[int],
+    workers: int,
+    folder: Path,
+    arguments: list[str],
+) -> int:
+    """Train what is not done of a study in its folder, and show the comparison."""
     jobs = [Job(arm, seed, folder / f"{arm}-seed{seed}") for seed in seeds for arm in arms]
+    given = {"arguments": arguments}
     for job in jobs:
         job_config = merge(merge(base, arms[job.arm]), {"seed_everything": job.seed})
-        path = job.folder.with_suffix(".yaml")
-        if path.exists() and read_mapping(path) != job_config:
-            raise InputError(f"{path} has other settings than {experiment!r} has now: start without --resume.")
-        dump_config(job_config, path)
+        if job.config.exists() and read_mapping(job.config) != job_config:
+            raise InputError(f"{job.config} has other settings than {experiment!r} has now: start without --resume.")
+        dump_config(job_config, job.config)
+    if (folder / ARGUMENTS).exists() and (before := read_mapping(folder / ARGUMENTS)) != given:
+        raise InputError(
+            f"The trainings of {folder} had the arguments {before.get('arguments')}, now they are {arguments}: give "
+            "the same, or start without --resume."
+        )
+    dump_config(given, folder / ARGUMENTS)
     console = Console(soft_wrap=True)
     console.print(f"{experiment}: {len(jobs)} trainings ({', '.join(arms)} x seeds {seeds}), {workers} at a time")
-    train_jobs(jobs, workers, arguments.rest, console)
+    try:
+        train_jobs(experiment, jobs, workers, arguments, console)
+    except (KeyboardInterrupt, SystemExit):
+        console.print(f"Go on with: make train EXP={experiment} RESUME=auto")
+        raise
     outcomes = list(read_outcomes(jobs))
     console.print(comparison_table(experiment, outcomes, list(arms)))
     write_text(folder / "study.md", comparison_markdown(experiment, outcomes, list(arms)))
@@ -135,8 +178,13 @@ def check_study(experiment: str, study: Any) -> tuple[dict[str, Config], list[in
     arms, seeds, workers = study["arms"], study["seeds"], study.get("workers", 1)
     if not isinstance(arms, dict) or not arms or not all(isinstance(a, dict) for a in arms.values()):
         raise InputError(f"{where}.arms must map names to overrides, got {arms!r}.")
+    strange = [arm for arm in arms if not isinstance(arm, str) or not ARM_NAME.fullmatch(arm)]
+    if strange:
+        raise InputError(f"{where}.arms: {strange[0]!r} names a folder: use letters, digits, '.', '_', '+' and '-'.")
     if not isinstance(seeds, list) or not seeds or not all(isinstance(s, int) for s in seeds):
         raise InputError(f"{where}.seeds must be a list of whole numbers, got {seeds!r}.")
+    if len(set(seeds)) < len(seeds):
+        raise InputError(f"{where}.seeds must differ, got {seeds!r}.")
     if not isinstance(workers, int) or workers < 1:
         raise InputError(f"{where}.workers must be a positive whole number, got {workers!r}.")
     return arms, seeds, min(workers, os.cpu_count() or 1)
@@ -166,7 +214,7 @@ def stop_study(number: int, frame: FrameType | None) -> None:
     sys.exit(128 + number)
 
 
-def train_jobs(jobs: list[Job], workers: int, arguments: list[str], console: Console) -> None:
+def train_jobs(experiment: str, jobs: list[Job], workers: int, arguments: list[str], console: Console) -> None:
     """Train all jobs that are not done, ``workers`` at a time, each in a process of its own.
 
     Raises:
@@ -187,7 +235,7 @@ def train_jobs(jobs: list[Job], workers: int, arguments: list[str], console: Con
             while waiting or running:
                 while waiting and len(running) < workers:
                     job = waiting.pop(0)
-                    running[job] = start(job, workers, arguments)
+                    running[job] = start(experiment, job, workers, arguments)
                 finished = [job for job, process in running.items() if process.poll() is not None]
                 for job in finished:
                     if running.pop(job).returncode:
@@ -206,11 +254,12 @@ def train_jobs(jobs: list[Job], workers: int, arguments: list[str], console: Con
                 process.wait()
 
 
-def start(job: Job, workers: int, arguments: list[str]) -> subprocess.Popen[bytes]:
+def start(experiment: str, job: Job, workers: int, arguments: list[str]) -> subprocess.Popen[bytes]:
     """Start one training, or go on with it where it has a checkpoint; the workers share the cores evenly."""
     threads = str(max((os.cpu_count() or 1) // workers, 1))
-    environment = {k: v for k, v in os.environ.items() if k != RUN_DIR_VARIABLE} | {"OMP_NUM_THREADS": threads}
-    config = str(job.folder.with_suffix(".yaml"))
+    environment = {k: v for k, v in os.environ.items() if k != RUN_DIR_VARIABLE}
+    environment |= {"OMP_NUM_THREADS": threads, STUDY_VARIABLE: experiment}
+    config = str(job.config)
     place = "--resume" if newest_checkpoint(job.folder) else "--run-dir"
     command = [sys.executable, "-m", "mambaseg", "fit", "--config", config, place, str(job.folder), *arguments]
     with job.log.open("ab") as log:
@@ -225,10 +274,15 @@ def reason(log: Path, lines: int = 15) -> str:
 
 
 def read_outcomes(jobs: list[Job]) -> Iterator[Outcome]:
-    """Yield every predictor's last validation Dice of every job."""
+    """Yield every predictor's last validation Dice of every job.
+
+    From the record of the training: tables of scores are written anew by ``mambaseg validate``, for other weights.
+    """
     for job in jobs:
-        for summary in summarize(read_scores(job.folder / SCORES)):
-            yield Outcome(job, summary.predictor, summary.foreground["dice"].mean)
+        for name, series in collect_series(read_rows(job.folder / RECORD)[0]).items():
+            words = name.split("/")
+            if len(words) == 3 and (words[0], words[2]) == ("val", "dice"):
+                yield Outcome(job, words[1], series.last)
 
 
 def spread(values: list[float]) -> str:

@@ -1,5 +1,6 @@
 """A training run from its start to its end: what it reached, what stopped it, and what to do next."""
 
+import os
 import shlex
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from mambaseg.faults import explain_fault
 from mambaseg.lightning_cli import TrainingCLI
 from mambaseg.metrics.summary import summarize
 from mambaseg.reports.tables import summary_table
-from mambaseg.runs import BEST, CHECKPOINTS
+from mambaseg.runs import BEST, CHECKPOINTS, STUDY_VARIABLE
 
 
 def fit_and_summarize(cli: TrainingCLI, experiment: str, run_dir: Path, checkpoint: Path | None) -> int:
@@ -31,7 +32,7 @@ def fit_and_summarize(cli: TrainingCLI, experiment: str, run_dir: Path, checkpoi
         TrainingFault: The training was ended by something outside its code, or its end could not be saved.
     """
     trainer = cli.trainer
-    again = f"Go on with: make train EXP={experiment} RESUME=auto"
+    again = f"Go on with: make train EXP={os.environ.get(STUDY_VARIABLE) or experiment} RESUME=auto"
     console = Console(soft_wrap=True)
     point = next((c for c in trainer.checkpoint_callbacks if isinstance(c, ResumePoint)), None)
     try:

@@ -1,6 +1,7 @@
 """``mambaseg fit``: train an experiment, or a study of several."""
 
 import argparse
+import contextlib
 import os
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from mambaseg.experiment import Config, find_experiment, load_experiment, merge,
 from mambaseg.runs import (
     CHOOSE_RUN_DIR,
     RUN_DIR_VARIABLE,
+    alone_in,
     check_writable,
     forget_start,
     new_run_dir,
@@ -92,6 +94,8 @@ def train(path: Path, config: Config, arguments: argparse.Namespace) -> int:
     experiment = path.stem
     checkpoint: Path | None = None
     run_dir: Path | None = None
+    if arguments.run_dir:
+        os.environ[RUN_DIR_VARIABLE] = str(arguments.run_dir)
     if arguments.resume:
         run_dir, checkpoint = resume_run(experiment, arguments.resume)
     if checkpoint is not None:
@@ -99,8 +103,6 @@ def train(path: Path, config: Config, arguments: argparse.Namespace) -> int:
     if run_dir is not None:
         os.environ[RUN_DIR_VARIABLE] = str(run_dir)
     else:
-        if arguments.run_dir:
-            os.environ[RUN_DIR_VARIABLE] = str(arguments.run_dir)
         run_dir = new_run_dir(experiment, int(config.get("seed_everything", 0)))
     if not arguments.print_options:
         check_writable(run_dir, CHOOSE_RUN_DIR)
@@ -115,9 +117,10 @@ def train(path: Path, config: Config, arguments: argparse.Namespace) -> int:
         cli = build(config, path, run_dir, options, track=True)
         if checkpoint is not None:
             use_split_of(run_dir, cli, [*arguments.set, *arguments.rest])
-        if cli.trainer.is_global_zero:
-            record_weights(cli.model.networks, run_dir)
-        return fit_and_summarize(cli, experiment, run_dir, checkpoint)
+        with alone_in(run_dir) if cli.trainer.is_global_zero else contextlib.nullcontext():
+            if cli.trainer.is_global_zero:
+                record_weights(cli.model.networks, run_dir)
+            return fit_and_summarize(cli, experiment, run_dir, checkpoint)
     except BaseException:
         forget_start(experiment, run_dir)
         raise

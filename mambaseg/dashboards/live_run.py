@@ -49,7 +49,7 @@ def read_live(folder: Path, name: str) -> LiveRun:
     """
     record = folder / "metrics.jsonl"
     rows = read_rows(record)[0] if record.is_file() else []
-    total = read_card(folder / "run_card.json").get("training", {}).get("max_steps", -1)
+    total = (read_card(folder / "run_card.json").get("training") or {}).get("max_steps", -1)
     # Rows carry the index of the batch they belong to, counted from 0; a start carries the number of steps done.
     newest = _since_start(rows)
     return LiveRun(

@@ -95,7 +95,7 @@ def _tile(value: str, label: str) -> Markup:
 
 def _data_sentence(run: RunRecord) -> str:
     data: Mapping[str, Any] = run.card.get("data") or {}
-    counts = {part: entry["count"] for part, entry in (data.get("cases") or {}).items()}
+    counts = {part: entry.get("count", 0) for part, entry in (data.get("cases") or {}).items()}
     if not counts:
         return ""
     names = {"train_labelled": "labelled", "train_other": "unlabelled or scribbled", "val": "to validate"}

@@ -99,7 +99,9 @@ def _provenance_section(run: RunRecord) -> list[Markup]:
 
 def _data_facts(data: Mapping[str, Any]) -> list[Markup]:
     cases: Mapping[str, Mapping[str, Any]] = data.get("cases") or {}
-    rows: list[list[Content]] = [[part, entry["count"], entry["sha256"][:16]] for part, entry in cases.items()]
+    rows: list[list[Content]] = [
+        [part, entry.get("count", MISSING), entry.get("sha256", MISSING)[:16]] for part, entry in cases.items()
+    ]
     listed = "\n".join(f"{part}: {' '.join(entry['ids'])}" for part, entry in cases.items())
     parts = [element("h3", "Data"), facts({name: value for name, value in data.items() if name != "cases"})]
     if rows:

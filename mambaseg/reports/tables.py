@@ -83,7 +83,8 @@ def read_scores(path: Path) -> list[CaseScore]:
         document = json.loads(path.read_text(encoding="utf-8"))
         return [_as_row(row) for row in document["rows"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is not a scores.json that can be read ({error}): run `test` again.") from error
+        again = "mambaseg test" if path.parent.name == "scores_test" else "mambaseg validate"
+        raise InputError(f"{path} is not a scores.json that can be read ({error}): run `{again}` again.") from error
 
 
 def markdown(summaries: Sequence[PredictorSummary], run: Mapping[str, object]) -> str:

@@ -89,9 +89,14 @@ def read_tensors(file: Path, entry: str | None = None) -> dict[str, Tensor]:
     else:
         if entry:
             raise InputError(f"{file}: has no entry {entry!r}; it has {', '.join(map(str, list(content)[:8]))}.")
-    tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    tensors = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
     if not tensors:
         raise InputError(f"{file}: holds no tensors by name; its entries are {', '.join(map(str, list(content)[:8]))}.")
+    for key, tensor in tensors.items():
+        if tensor.layout != torch.strided or tensor.is_meta or tensor.is_complex() or tensor.is_quantized:
+            raise InputError(f"{file}: {key} is no plain tensor of real numbers. Save it as one, dense and on the CPU.")
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise InputError(f"{file}: {key} holds NaN or infinite values: these weights are of no use.")
     return tensors
 
 

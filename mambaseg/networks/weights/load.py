@@ -62,6 +62,10 @@ class WeightsConfig:
             raise InputError(
                 f"{owner}: weights: mirror must be true or false and min_fraction a number, got {value!r}."
             )
+        if not 0 <= config.min_fraction <= 1:
+            raise InputError(f"{owner}: weights: min_fraction is {config.min_fraction}, expected 0 to 1.")
+        if config.sha256 == "":
+            raise InputError(f"{owner}: weights: sha256 is empty: give the checksum, or leave the field out.")
         return config
 
 
