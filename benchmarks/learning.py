@@ -26,7 +26,7 @@ from mambaseg.experiment import read_mapping, students_of
 from mambaseg.io.csv_record import append_rows
 from mambaseg.lightning_cli import RESOLVED
 from mambaseg.reports.run_record import read_card, read_rows
-from mambaseg.runs import RUN_DIR_VARIABLE
+from mambaseg.runs import RECORD, RUN_DIR_VARIABLE
 
 RESULTS = Path(__file__).parent / "results" / "semi_acdc_learning.csv"
 SAME_RECIPE = ("trainer.precision", "trainer.accelerator", "trainer.devices", "seed_everything")
@@ -47,14 +47,14 @@ def train(experiment: str, folder: Path, settings: Sequence[str]) -> None:
 
 def steps_of(folder: Path) -> int:
     """Return how many steps a run had trained at its last validation; 0 where there is none."""
-    record = folder / "metrics.jsonl"
+    record = folder / RECORD
     rows = read_rows(record)[0] if record.exists() else []
     return max((row["step"] + 1 for row in rows if any(name.startswith("val/") for name in row)), default=0)
 
 
 def rows(label: str, folder: Path) -> list[dict[str, Any]]:
     """Return one row for each validation and predictor of a finished run, on whichever machine it was."""
-    records, _ = read_rows(folder / "metrics.jsonl")
+    records, _ = read_rows(folder / RECORD)
     card = read_card(folder / FILE_NAME)
     students = students_of(read_mapping(folder / RESOLVED))
     speeds = [record["speed/steps_per_s"] for record in records if "speed/steps_per_s" in record]

@@ -30,6 +30,7 @@ from mambaseg.experiment import read_mapping
 from mambaseg.io.csv_record import append_rows
 from mambaseg.lightning_cli import RESOLVED
 from mambaseg.reports.run_record import collect_series, read_card, read_rows
+from mambaseg.runs import RECORD
 
 ROOT = Path(__file__).resolve().parents[1]
 COLUMNS = ("method", "students", "precision", "seed", "step", "loss", "window", "gpu", "torch")
@@ -96,7 +97,7 @@ def windows(folder: Path, window: int, steps: int) -> list[dict[str, Any]]:
         InputError: The run is shorter than one window.
     """
     card = read_card(folder / FILE_NAME)
-    loss = collect_series(read_rows(folder / "metrics.jsonl")[0])["loss"]
+    loss = collect_series(read_rows(folder / RECORD)[0])["loss"]
     values: dict[int, list[float]] = defaultdict(list)
     for step, value in zip(loss.steps, loss.values, strict=True):
         values[step // window].append(value)

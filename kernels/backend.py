@@ -1,8 +1,10 @@
 """Which implementation serves a scan: chosen by the device of the input, or forced by an environment variable."""
 
 import functools
+import importlib
 import importlib.util
 import os
+from types import ModuleType
 
 import torch
 
@@ -30,6 +32,21 @@ def select(device: torch.device) -> str:
     if choice == "triton":
         _check_triton(device)
     return choice
+
+
+def implementation(device: torch.device, plain: ModuleType) -> ModuleType:
+    """Return the module that serves inputs on ``device``: ``plain``, or ``triton_launch`` beside it.
+
+    Args:
+        device: Where the inputs are.
+        plain: The operator's implementation in plain torch.
+
+    Raises:
+        ScanBackendError: See ``select``.
+    """
+    if select(device) == "triton":
+        return importlib.import_module(f"{plain.__package__}.triton_launch")
+    return plain
 
 
 def forced_backend() -> str | None:

@@ -145,7 +145,8 @@ def random_split(
         without_mask: Patients who can be neither scored nor learned from by masks: they train, behind all others.
 
     Raises:
-        InputError: The fractions are not three shares of 1, or a part with a share would get no patient.
+        InputError: The fractions are not three shares of 1, a part with a share would get no patient, or too few have
+            masks.
     """
     if len(fractions) != len(PARTS) or min(fractions) < 0 or not math.isclose(sum(fractions), 1.0, abs_tol=1e-6):
         raise InputError(f"fractions are {tuple(fractions)}, expected three shares (train, val, test) that sum to 1.")

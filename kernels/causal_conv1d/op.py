@@ -4,8 +4,6 @@ The operators take channels last, (B, L, D), with any strides. Under autocast th
 float32 whatever comes in.
 """
 
-import importlib
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -22,7 +20,7 @@ def causal_conv1d_forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, initial_states: Tensor | None, silu: bool
 ) -> Tensor:
     """Convolve x (B, L, D) with weight (D, W) by the implementation that serves the device; (B, L, D), contiguous."""
-    out: Tensor = _implementation(x.device).forward(x, weight, bias, initial_states, silu)
+    out: Tensor = backend.implementation(x.device, plain).forward(x, weight, bias, initial_states, silu)
     return out
 
 
@@ -31,7 +29,7 @@ def causal_conv1d_backward(
     grad_out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, initial_states: Tensor | None, silu: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Run the backward pass with the implementation that serves the device; results of ``plain.backward``."""
-    grads: tuple[Tensor, Tensor, Tensor, Tensor] = _implementation(x.device).backward(
+    grads: tuple[Tensor, Tensor, Tensor, Tensor] = backend.implementation(x.device, plain).backward(
         grad_out, x, weight, bias, initial_states, silu
     )
     return grads
@@ -41,15 +39,9 @@ def causal_conv1d_backward(
 def causal_conv1d_step(x: Tensor, conv_state: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> Tensor:
     """Take one step of x (B, D), shifting conv_state (B, D, S) in place; (B, D), contiguous."""
     if backend.select(x.device) == "triton":
-        out: Tensor = _implementation(x.device).update(x, conv_state, weight, bias, silu)
+        out: Tensor = backend.implementation(x.device, plain).update(x, conv_state, weight, bias, silu)
         return out
     return causal_conv1d_update_reference(x, conv_state, weight, bias, "silu" if silu else None)
-
-
-def _implementation(device: torch.device) -> ModuleType:
-    if backend.select(device) == "triton":
-        return importlib.import_module("mambaseg.kernels.causal_conv1d.triton_launch")
-    return plain
 
 
 @causal_conv1d_forward.register_fake

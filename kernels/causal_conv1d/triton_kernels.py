@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from mambaseg.kernels.triton_math import silu, silu_slope
+from mambaseg.kernels.triton_window import push, zeros
 
 
 @triton.jit(do_not_specialize=["x_channel", "length", "segments", "segment_steps"])
@@ -232,15 +233,6 @@ def first_window(x_start, initial_row, start, x_step, length, d_alive, W: tl.con
 
 
 @triton.jit
-def push(window, row, W: tl.constexpr):
-    """Drop the oldest of W values and append a new one."""
-    moved = ()
-    for w in tl.static_range(1, W):
-        moved = moved + (window[w],)
-    return moved + (row,)
-
-
-@triton.jit
 def weighted_sum(taps, window, W: tl.constexpr):
     """Return the sum of taps[w] window[w]."""
     total = taps[0] * window[0]
@@ -265,12 +257,3 @@ def add_products(sums, factor, window, W: tl.constexpr):
     for w in tl.static_range(W):
         grown = grown + (sums[w] + factor * window[w],)
     return grown
-
-
-@triton.jit
-def zeros(COUNT: tl.constexpr, BLOCK: tl.constexpr):
-    """Return a tuple of zeros."""
-    values = ()
-    for _ in tl.static_range(COUNT):
-        values = values + (tl.zeros([BLOCK], tl.float32),)
-    return values

@@ -3,8 +3,6 @@
 Under autocast they leave their inputs alone: sums are float32 whatever comes in.
 """
 
-import importlib
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -18,7 +16,7 @@ from mambaseg.kernels.depthwise_conv2d import plain
 @torch.library.custom_op("mambaseg::depthwise_conv2d_forward", mutates_args=(), device_types=("cpu", "cuda"))
 def depthwise_conv2d_forward(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> Tensor:
     """Convolve x (B, H, W, D) with weight (D, K, K) by what serves the device; (B, H, W, D), contiguous."""
-    out: Tensor = _implementation(x.device).forward(x, weight, bias, silu)
+    out: Tensor = backend.implementation(x.device, plain).forward(x, weight, bias, silu)
     return out
 
 
@@ -27,14 +25,9 @@ def depthwise_conv2d_backward(
     grad_out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run the backward pass with the implementation that serves the device; results of ``plain.backward``."""
-    grads: tuple[Tensor, Tensor, Tensor] = _implementation(x.device).backward(grad_out, x, weight, bias, silu)
+    run = backend.implementation(x.device, plain).backward
+    grads: tuple[Tensor, Tensor, Tensor] = run(grad_out, x, weight, bias, silu)
     return grads
-
-
-def _implementation(device: torch.device) -> ModuleType:
-    if backend.select(device) == "triton":
-        return importlib.import_module("mambaseg.kernels.depthwise_conv2d.triton_launch")
-    return plain
 
 
 @depthwise_conv2d_forward.register_fake

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from mambaseg.kernels.triton_math import silu, silu_slope
+from mambaseg.kernels.triton_window import push, zeros
 
 
 @triton.jit(do_not_specialize=["height", "width", "strips", "segments", "segment_columns"])
@@ -46,16 +47,12 @@ def depthwise_conv2d_kernel(
     out_start = out_ptr + (batch * height * width + start) * channels + d
     window = first_window(x_start, first_row, start, x_row, x_column, height, width, d, d_alive, K, ROWS, BLOCK)
     for first in range(start, end, STEPS):
-        columns = ()
+        columns = load_columns(
+            x_start, first_row - K // 2, first + K // 2, start, x_row, x_column, height, width, d, d_alive,
+            ROWS + K - 1, STEPS, BLOCK,
+        )  # fmt: skip
         for i in tl.static_range(STEPS):
-            columns = columns + (
-                load_column(
-                    x_start, first_row - K // 2, first + i + K // 2, start, x_row, x_column, height, width, d, d_alive,
-                    ROWS + K - 1, BLOCK,
-                ),
-            )  # fmt: skip
-        for i in tl.static_range(STEPS):
-            window = push(window, columns[i], K)
+            window = push(window, in_float32(columns[i]), K)
             for r in tl.static_range(ROWS):
                 out = weighted_sum(taps, window, r, K) + bias
                 if SILU:
@@ -103,23 +100,16 @@ def depthwise_conv2d_weights_kernel(
     grad_bias = tl.zeros([BLOCK], tl.float32)
     window = first_window(x_start, first_row, start, x_row, x_column, height, width, d, d_alive, K, ROWS, BLOCK)
     for first in range(start, end, STEPS):
-        columns = ()
-        grads = ()
+        columns = load_columns(
+            x_start, first_row - K // 2, first + K // 2, start, x_row, x_column, height, width, d, d_alive,
+            ROWS + K - 1, STEPS, BLOCK,
+        )  # fmt: skip
+        grads = load_columns(
+            grad_out_start, first_row, first, start, grad_out_row, grad_out_column, height, end, d, d_alive,
+            ROWS, STEPS, BLOCK,
+        )  # fmt: skip
         for i in tl.static_range(STEPS):
-            columns = columns + (
-                load_column(
-                    x_start, first_row - K // 2, first + i + K // 2, start, x_row, x_column, height, width, d, d_alive,
-                    ROWS + K - 1, BLOCK,
-                ),
-            )  # fmt: skip
-            grads = grads + (
-                load_column(
-                    grad_out_start, first_row, first + i, start, grad_out_row, grad_out_column, height, end, d, d_alive,
-                    ROWS, BLOCK,
-                ),
-            )  # fmt: skip
-        for i in tl.static_range(STEPS):
-            window = push(window, columns[i], K)
+            window = push(window, in_float32(columns[i]), K)
             for r in tl.static_range(ROWS):
                 grad = grads[i][r].to(tl.float32)
                 if SILU:
@@ -166,39 +156,34 @@ def is_inside(place, end, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def load_column(start_ptr, first_row, column, start, row_stride, column_stride, height, end, d, d_alive,
-                COUNT: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    """Load a column of ``COUNT`` rows, as they are; zeros outside the map."""
-    values = ()
-    alive = d_alive & is_inside(column, end, BLOCK)
-    for r in tl.static_range(COUNT):
-        row = start_ptr + (first_row + r).to(tl.int64) * row_stride + (column - start) * column_stride
-        mask = alive & is_inside(first_row + r, height, BLOCK)
-        values = values + (tl.load(row + d, mask=mask, other=0.0),)
-    return values
+def load_columns(start_ptr, first_row, first_column, start, row_stride, column_stride, height, end, d, d_alive,
+                 ROWS: tl.constexpr, COUNT: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    """Load ``COUNT`` columns of ``ROWS`` rows, as they are; zeros outside the map."""
+    columns = ()
+    for i in tl.static_range(COUNT):
+        column = first_column + i
+        values = ()
+        alive = d_alive & is_inside(column, end, BLOCK)
+        for r in tl.static_range(ROWS):
+            row = start_ptr + (first_row + r).to(tl.int64) * row_stride + (column - start) * column_stride
+            mask = alive & is_inside(first_row + r, height, BLOCK)
+            values = values + (tl.load(row + d, mask=mask, other=0.0),)
+        columns = columns + (values,)
+    return columns
 
 
 @triton.jit
 def first_window(x_start, first_row, start, x_row, x_column, height, width, d, d_alive, K: tl.constexpr,
                  ROWS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     """Load the K - 1 columns before the first that a ``push`` brings, behind one that it drops."""
+    columns = load_columns(
+        x_start, first_row - K // 2, start - K // 2, start, x_row, x_column, height, width, d, d_alive,
+        ROWS + K - 1, K - 1, BLOCK,
+    )  # fmt: skip
     window = (zeros(ROWS + K - 1, BLOCK),)
     for i in tl.static_range(K - 1):
-        column = load_column(
-            x_start, first_row - K // 2, start - K // 2 + i, start, x_row, x_column, height, width, d, d_alive,
-            ROWS + K - 1, BLOCK,
-        )  # fmt: skip
-        window = window + (in_float32(column),)
+        window = window + (in_float32(columns[i]),)
     return window
-
-
-@triton.jit
-def push(window, column, K: tl.constexpr):
-    """Drop the oldest of K columns and append a new one, in float32."""
-    moved = ()
-    for k in tl.static_range(1, K):
-        moved = moved + (window[k],)
-    return moved + (in_float32(column),)
 
 
 @triton.jit
@@ -226,12 +211,3 @@ def add_products(sums, factor, window, row: tl.constexpr, K: tl.constexpr):
     for k in tl.static_range(K * K):
         grown = grown + (sums[k] + factor * window[k % K][row + k // K],)
     return grown
-
-
-@triton.jit
-def zeros(COUNT: tl.constexpr, BLOCK: tl.constexpr):
-    """Return a tuple of zeros."""
-    values = ()
-    for _ in tl.static_range(COUNT):
-        values = values + (tl.zeros([BLOCK], tl.float32),)
-    return values

@@ -3,8 +3,6 @@
 So they compile, export, check and run on every device.
 """
 
-import importlib
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -20,7 +18,7 @@ def norm_gate_forward(
     y: Tensor, z: Tensor | None, weight: Tensor, bias: Tensor, eps: float, save: bool, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Run ``merge_norm_gate`` by the implementation that serves the device; results of ``plain.forward``."""
-    run = _implementation(y.device).forward
+    run = backend.implementation(y.device, plain).forward
     result: tuple[Tensor, Tensor, Tensor, Tensor] = run(y, z, weight, bias, eps, save, dtype)
     return result
 
@@ -30,16 +28,10 @@ def norm_gate_backward(
     grad_out: Tensor, merged: Tensor, z: Tensor | None, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Run the backward pass by the implementation that serves the device; results of ``plain.backward``."""
-    grads: tuple[Tensor, Tensor, Tensor, Tensor] = _implementation(merged.device).backward(
+    grads: tuple[Tensor, Tensor, Tensor, Tensor] = backend.implementation(merged.device, plain).backward(
         grad_out, merged, z, weight, bias, mean, rstd
     )
     return grads
-
-
-def _implementation(device: torch.device) -> ModuleType:
-    if backend.select(device) == "triton":
-        return importlib.import_module("mambaseg.kernels.norm_gate.triton_launch")
-    return plain
 
 
 @norm_gate_forward.register_fake

@@ -7,8 +7,6 @@ Under autocast the operators leave their inputs alone: half activations may stay
 accumulates the state in float32 whatever it is given.
 """
 
-import importlib
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -103,7 +101,8 @@ def selective_scan_forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run ``grouped_scan`` with the implementation that serves the device, keeping states for the backward pass."""
     inputs = ScanInputs(u, delta, A, B, C, D, delta_bias, dt_weight, order, delta_softplus, map_height)
-    result: tuple[Tensor, Tensor, Tensor] = _implementation(u.device).forward(inputs, chunk_length(u, A), save_states)
+    run = backend.implementation(u.device, chunked).forward
+    result: tuple[Tensor, Tensor, Tensor] = run(inputs, chunk_length(u, A), save_states)
     return result
 
 
@@ -126,16 +125,11 @@ def selective_scan_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Run the backward pass with the implementation that serves the device."""
     inputs = ScanInputs(u, delta, A, B, C, D, delta_bias, dt_weight, order, delta_softplus, map_height)
-    result: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor] = _implementation(u.device).backward(
+    run = backend.implementation(u.device, chunked).backward
+    result: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor] = run(
         grad_out, grad_last_state, inputs, states, chunk_length(u, A)
     )
     return result
-
-
-def _implementation(device: torch.device) -> ModuleType:
-    if backend.select(device) == "triton":
-        return importlib.import_module("mambaseg.kernels.selective_scan.triton_launch")
-    return chunked
 
 
 @selective_scan_forward.register_fake

@@ -222,12 +222,14 @@ def _twins(dataset: PreparedDataset) -> list[str]:
 
 def _masks_without_class(dataset: PreparedDataset) -> list[str]:
     """Return a note where masks hold background and "unknown" alone, as those do that were saved as 0 and 255."""
-    import numpy as np
-
     from mambaseg.datamodules.source import UNKNOWN_LABEL
 
-    labelled = (case_id for case_id in dataset.case_ids() if dataset.has(case_id, "label"))
-    found = [case for case in labelled if set(np.unique(dataset.array(case, "label")).tolist()) == {0, UNKNOWN_LABEL}]
+    found = []
+    for case_id in (case_id for case_id in dataset.case_ids() if dataset.has(case_id, "label")):
+        label = dataset.array(case_id, "label")
+        unknown, background = label == UNKNOWN_LABEL, label == 0
+        if unknown.any() and background.any() and (unknown | background).all():
+            found.append(case_id)
     if not found:
         return []
     names = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")
