@@ -8,11 +8,12 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import lightning.pytorch as L
+import torch
 from lightning.fabric.utilities import suggested_max_num_workers
 from torch import distributed
 from torch.utils.data import DataLoader
 
-from mambaseg.datamodules.batch import Supervision
+from mambaseg.datamodules.batch import Batch, Supervision, with_wide_labels
 from mambaseg.datamodules.datasets import Sample, SliceDataset, VolumeDataset
 from mambaseg.datamodules.loader import ResumableDataLoader, evaluation_loader
 from mambaseg.datamodules.sampling import Pool, PooledBatchSampler
@@ -24,6 +25,8 @@ from mambaseg.errors import InputError
 from mambaseg.registry import Registry, unknown_name
 
 DEFAULT_SEED = 1337
+MOST_WORKERS = 8
+"""Loader processes of a training process at most: a GPU's share of a host, and more than a fast step asks for."""
 
 DATAMODULES: Registry[type["SegmentationDataModule"]] = Registry("dataset")
 
@@ -54,7 +57,7 @@ class SegmentationDataModule(L.LightningDataModule, ABC):
         transform_options: Its keyword arguments.
         batches_per_epoch: Length of an epoch. None: one pass over the largest pool, at least 200 batches.
         validation_patients: Carve this many validation patients out of the training ones, for splits that have none.
-        workers: Loader processes for training. None: what the free cores of each process allow, at most 4.
+        workers: Loader processes for training. None: what the free cores of each process allow, at most 8.
         seed: Decides order and augmentation of all samples. None: the run's ``seed_everything``.
         audit: Add ``audit_label``, the dense truth of unlabelled and scribbled slices, for monitoring pseudo-labels.
     """
@@ -225,6 +228,10 @@ class SegmentationDataModule(L.LightningDataModule, ABC):
     def _evaluation_cases(self, part: Part, labels: bool = True) -> VolumeDataset:
         return VolumeDataset(self.source, self._cases(self.split.part(part)), labels)
 
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Move a batch, and widen its labels there."""
+        return with_wide_labels(super().transfer_batch_to_device(batch, device, dataloader_idx))
+
     def _evaluation_loader(self, dataset: VolumeDataset) -> DataLoader[Sample]:
         return evaluation_loader(dataset, len(dataset), *self._rank_and_world_size())
 
@@ -251,7 +258,7 @@ class SegmentationDataModule(L.LightningDataModule, ABC):
         if self.workers is not None:
             return self.workers
         local = self.trainer.num_devices if self.trainer is not None else world_size
-        return min(4, suggested_max_num_workers(local))
+        return min(MOST_WORKERS, suggested_max_num_workers(local))
 
     def _check_leakage(self) -> None:
         """Refuse a split that has one image in two of its parts; only prepared data knows its images' checksums."""

@@ -24,13 +24,13 @@ class Batch(TypedDict):
 
     Attributes:
         image: (B, C, *S) float32.
-        label: (B, *S) int64, ``IGNORE_INDEX`` where unknown.
+        label: (B, *S) int64, ``IGNORE_INDEX`` where unknown; uint8 on the way from a loader to a method.
         supervision: (B,) int64, values of ``Supervision``.
         case_id: B names such as ``patient001_frame01``.
         spacing_mm: B tuples, a number per axis in the order of the array's axes, NaN where the source gave none. No
             tensor: the trainer's precision would round it.
         image_strong: (B, C, *S) float32, the same view as ``image`` under a stronger intensity change.
-        audit_label: (B, *S) int64, the truth kept aside to watch pseudo-labels; no loss may read it.
+        audit_label: (B, *S) of the same type, the truth kept aside to watch pseudo-labels; no loss may read it.
         kinds: ``supervision`` once more, as B numbers that stay on the host; ``kinds_of`` reads them.
     """
 
@@ -47,3 +47,9 @@ class Batch(TypedDict):
 def kinds_of(batch: Batch) -> list[int]:
     """Return the supervision of each sample as numbers; reading the tensor itself would wait for the GPU."""
     return batch["kinds"] if "kinds" in batch else batch["supervision"].tolist()
+
+
+def with_wide_labels(batch: Batch) -> Batch:
+    """Return the batch with label maps in int64, the type that losses index with."""
+    wide = batch | {"label": batch["label"].long()}
+    return wide | {"audit_label": batch["audit_label"].long()} if "audit_label" in batch else wide

@@ -13,6 +13,7 @@ import torch
 from jsonargparse import ArgumentError
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.strategies import DDPStrategy
 
 from mambaseg.allowed_code import restrict_class_paths
 from mambaseg.companions import LeaveAtOnce, end_together
@@ -80,7 +81,11 @@ class TrainingCLI(LightningCLI):
             kwargs["callbacks"] += tracking_callbacks(tracking, self.run_dir, has_validation)
         kwargs["val_check_interval"] = self._validation_interval()
         kwargs["plugins"] = [*self._from_config("plugins"), SafeCheckpointIO({LAST: PREVIOUS})]
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        if isinstance(trainer.strategy, DDPStrategy):
+            # Gradients that lie where they were averaged are not copied back, which takes a kernel for each parameter.
+            trainer.strategy._ddp_kwargs.setdefault("gradient_as_bucket_view", True)
+        return trainer
 
     def _validation_interval(self) -> int | float | None:
         """Return the interval of validations in batches; a shorter run is validated once, at its end."""

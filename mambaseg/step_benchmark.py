@@ -54,7 +54,7 @@ class TrainingStep:
         loader = self.data.train_dataloader()
         while True:
             for batch in loader:
-                moved: Batch = self.module.transfer_batch_to_device(batch, self.device, 0)
+                moved = self.data.transfer_batch_to_device(batch, self.device, 0)
                 yield from itertools.repeat(moved, 1) if fresh else itertools.repeat(moved)
 
     def __call__(self, batch: Batch) -> None:

@@ -68,7 +68,9 @@ def ready(stage="fit", **kwargs):
 
 def test_semi_supervised_batches():
     data = ready()
-    for batch in data.train_dataloader():
+    for loaded in data.train_dataloader():
+        assert loaded["label"].dtype == loaded["audit_label"].dtype == torch.uint8
+        batch = data.transfer_batch_to_device(loaded, torch.device("cpu"), 0)
         assert batch["image"].shape == (8, 1, 32, 32)
         assert batch["image"].dtype == torch.float32
         assert batch["label"].dtype == batch["supervision"].dtype == batch["audit_label"].dtype == torch.int64
