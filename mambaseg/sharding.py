@@ -18,6 +18,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 
 from mambaseg.errors import InputError
 from mambaseg.networks import SegmentationNetwork
+from mambaseg.networks.layers.block import Block
 
 NAME = "fsdp2"
 SMALLEST_UNIT = 1_000_000
@@ -166,11 +167,10 @@ class _Entrance:
             self.inside = False
 
 
-def _blocks(network: nn.Module, smallest: int) -> list[nn.Module]:
-    """Return the large elements of the network's lists, inner ones first: what is called one after the other."""
-    lists = [part for part in network.modules() if isinstance(part, nn.Sequential | nn.ModuleList)]
-    blocks = [block for part in reversed(lists) for block in part if not isinstance(block, nn.ModuleList)]
-    return [block for block in dict.fromkeys(blocks) if sum(p.numel() for p in block.parameters()) >= smallest]
+def _blocks(network: nn.Module, smallest: int) -> list[Block]:
+    """Return the network's large blocks, inner ones first: FSDP2 divides what is not divided yet."""
+    blocks = [part for part in network.modules() if isinstance(part, Block)]
+    return [block for block in reversed(blocks) if sum(p.numel() for p in block.parameters()) >= smallest]
 
 
 def _units(module: nn.Module) -> list[FSDPModule]:

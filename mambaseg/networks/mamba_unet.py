@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from torch import nn
-
 from mambaseg.networks.layers.patch_unet import PatchUNet
 from mambaseg.networks.layers.vss_block import VSSBlock
 from mambaseg.networks.register import register_network
@@ -45,7 +43,7 @@ class MambaUNet(PatchUNet):
         checkpointing: bool = False,
         deep_supervision: bool = False,
     ) -> None:
-        def block(level: int, place: int, drop_path: float) -> nn.Module:
+        def block(level: int, place: int, drop_path: float) -> VSSBlock:
             return VSSBlock(embed_dim * 2**level, d_state, drop_path, ssm_ratio)
 
         super().__init__(

@@ -1,7 +1,6 @@
 """Swin-UMamba with a Mamba decoder."""
 
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -73,8 +72,8 @@ class VSSDecoder(nn.Module):
 
     def classify(self, decoded: Tensor) -> Tensor:
         """Return full-size logits of the finest map (B, C, H/4, W/4)."""
-        expand, head = cast(PatchExpand, self.expand_layers[-1]), cast(nn.Conv2d, self.seg_layers[-1])
-        return expand.classify(decoded.permute(0, 2, 3, 1), head)
+        logits: Tensor = self.expand_layers[-1](decoded.permute(0, 2, 3, 1), self.seg_layers[-1])
+        return logits
 
 
 @register_network("swin_umamba_d")

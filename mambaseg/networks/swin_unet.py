@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from torch import nn
-
 from mambaseg.errors import InputError
 from mambaseg.networks.layers.patch_unet import PatchUNet
 from mambaseg.networks.layers.swin_block import SwinBlock
@@ -51,7 +49,7 @@ class SwinUNet(PatchUNet):
     ) -> None:
         _check_attention(embed_dim, depths, heads, window)
 
-        def block(level: int, place: int, drop_path: float) -> nn.Module:
+        def block(level: int, place: int, drop_path: float) -> SwinBlock:
             shift = window // 2 if place % 2 else 0
             return SwinBlock(embed_dim * 2**level, heads[level], window, shift, mlp_ratio, drop_path)
 

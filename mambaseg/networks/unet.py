@@ -8,11 +8,12 @@ from torch import Tensor, nn
 
 from mambaseg.errors import InputError
 from mambaseg.networks.base import SegmentationNetwork
+from mambaseg.networks.layers.block import Block
 from mambaseg.networks.layers.memory import channels_last
 from mambaseg.networks.register import register_network
 
 
-class ConvBlock(nn.Module):
+class ConvBlock(Block):
     """Two 3x3 convolutions with batch norm and LeakyReLU, dropout between them."""
 
     def __init__(self, in_channels: int, out_channels: int, dropout: float) -> None:

@@ -60,7 +60,7 @@ class VMUNet(PatchEncoder):
     ) -> None:
         _check_decoder(depths, decoder_depths, embed_dim, skips)
 
-        def block(level: int, place: int, drop_path: float) -> nn.Module:
+        def block(level: int, place: int, drop_path: float) -> VSSBlock:
             return VSSBlock(embed_dim * 2**level, d_state, drop_path, ssm_ratio)
 
         super().__init__(

@@ -8,7 +8,6 @@ from safetensors.torch import load_file
 
 from mambaseg.lightning_cli import build
 from mambaseg.reports.tables import read_scores
-from mambaseg.sharding import _blocks
 from tests.methods.test_training import experiment
 from tests.reliability.recorder import recorded
 from tests.reliability.test_processes import one_node, run_to_the_end
@@ -115,19 +114,3 @@ def test_a_sharded_run_resumes_where_it_stopped(runs, tmp_path, repository):
 def test_one_word_turns_it_on_and_ddp_reads_its_checkpoint(tmp_path, repository):
     Run(tmp_path, repository, "fsdp2", steps=3)
     assert Run(tmp_path, repository, "ddp", resume=True).step == STEPS
-
-
-def test_units_are_the_large_elements_of_lists_inner_ones_first(tmp_path):
-    cli = build(everything(1), tmp_path / "one.yaml", tmp_path / "one", track=False)
-    network = cli.model.networks["mamba"]
-    blocks = _blocks(network, 300)
-    order = {id(block): number for number, block in enumerate(blocks)}
-    assert len(blocks) > 3
-    assert all(sum(p.numel() for p in block.parameters()) >= 300 for block in blocks)
-    for block in blocks:
-        assert all(
-            order[id(inner)] < order[id(block)]
-            for inner in block.modules()
-            if inner is not block and id(inner) in order
-        )
-    assert _blocks(network, 10**9) == []

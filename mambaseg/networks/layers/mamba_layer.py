@@ -1,13 +1,14 @@
 """Mamba over the places of a feature map."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from mambaseg.networks.layers.block import Block
 from mambaseg.networks.layers.layer_norm import LayerNorm
 from mambaseg.networks.layers.mamba import Mamba
 
 
-class MambaLayer(nn.Module):
+class MambaLayer(Block):
     """x + Mamba(LayerNorm(x)) over a map's places in row-major order, or over its channels.
 
     U-Mamba, https://arxiv.org/abs/2401.04722, whose code has no residual here: the block's output replaces the map.

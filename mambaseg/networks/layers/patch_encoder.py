@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from mambaseg.errors import InputError
 from mambaseg.networks.base import SegmentationNetwork
+from mambaseg.networks.layers.block import Block
 from mambaseg.networks.layers.colour_stem import fold_colour
 from mambaseg.networks.layers.drop_path import drop_path_rates
 from mambaseg.networks.layers.patches import PatchEmbed, PatchMerging
@@ -14,7 +15,7 @@ from mambaseg.networks.layers.stage import Stage
 
 PATCH = 4
 
-BlockBuilder = Callable[[int, int, float], nn.Module]
+BlockBuilder = Callable[[int, int, float], Block]
 """Makes a block from its level (0 is the finest), its place in the stage, and its rate of stochastic depth."""
 
 

@@ -94,4 +94,5 @@ class PatchUNet(PatchEncoder):
 
     def classify(self, decoded: Tensor) -> Tensor:
         """Return logits (B, K, H, W) of the decoder map (B, embed_dim, H/4, W/4)."""
-        return self.up.classify(decoded.permute(0, 2, 3, 1), self.output)
+        logits: Tensor = self.up(decoded.permute(0, 2, 3, 1), self.output)
+        return logits

@@ -6,6 +6,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from mambaseg.networks.base import mark_wide_weights
+from mambaseg.networks.layers.block import Block
 from mambaseg.networks.layers.layer_norm import LayerNorm
 
 
@@ -29,7 +30,7 @@ class PatchEmbed(nn.Module):
         return tokens
 
 
-class PatchMerging(nn.Module):
+class PatchMerging(Block):
     """Halve height and width: four neighbours side by side, normalised, projected to twice the channels."""
 
     def __init__(self, dim: int) -> None:
@@ -45,7 +46,7 @@ class PatchMerging(nn.Module):
         return merged
 
 
-class PatchExpand(nn.Module):
+class PatchExpand(Block):
     """Multiply height and width: a projection whose channels are laid out as (row offset, column offset, channel).
 
     Args:
@@ -61,25 +62,28 @@ class PatchExpand(nn.Module):
         mark_wide_weights(self.expand)
         self.norm = LayerNorm(out_dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return (B, H * scale, W * scale, out_dim) of ``x`` (B, H, W, dim)."""
+    def forward(self, x: Tensor, head: nn.Conv2d | None = None) -> Tensor:
+        """Return the expanded map of ``x``, or what ``head`` makes of that map.
+
+        Args:
+            x: (B, H, W, dim).
+            head: A 1x1 convolution from out_dim to K channels; see ``mark_wide_weights``.
+
+        Returns:
+            (B, H * scale, W * scale, out_dim); with a head (B, K, H * scale, W * scale).
+        """
+        if head is not None:
+            return self._classify(x, head)
         x = rearrange(self.expand(x), "b h w (r s c) -> b (h r) (w s) c", r=self.scale, s=self.scale)
         expanded: Tensor = self.norm(x)
         return expanded
 
-    def classify(self, x: Tensor, head: nn.Conv2d) -> Tensor:
-        """Return what ``head``, a 1x1 convolution, makes of the expanded map, without normalising that map in memory.
+    def _classify(self, x: Tensor, head: nn.Conv2d) -> Tensor:
+        """Return what ``head`` makes of the expanded map, without normalising that map in memory.
 
         With the projection E centred over output channels, LayerNorm(E x) = w (E x) / sd + b, where sd² is the mean
         square of E x plus epsilon. So head and norm are one projection of x to K scores a pixel, over sd; of the map,
         scale² times as many values as x, only the length of each pixel's vector is taken.
-
-        Args:
-            x: (B, H, W, dim).
-            head: From out_dim to K channels; see ``mark_wide_weights``.
-
-        Returns:
-            (B, K, H * scale, W * scale).
         """
         projection = torch.unflatten(self.expand.weight, 0, (self.scale**2, -1))
         centred = projection - projection.mean(1, keepdim=True)

@@ -5,11 +5,12 @@ from collections import OrderedDict
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mambaseg.networks.layers.block import Block
 from mambaseg.networks.layers.conv_init import LEAKY_SLOPE
 from mambaseg.networks.layers.dims import CONV, INSTANCE_NORM
 
 
-class ResidualConvBlock(nn.Module):
+class ResidualConvBlock(Block):
     """act(norm2(conv2(act(norm1(conv1(x))))) + shortcut(x)) with LeakyReLU.
 
     Args:

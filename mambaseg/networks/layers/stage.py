@@ -5,9 +5,11 @@ from collections.abc import Iterable
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mambaseg.networks.layers.block import Block
+
 
 class Stage(nn.Module):
-    """Blocks on channels-last maps, then an optional resampling layer.
+    """Blocks on channels-last maps, then an optional resampling layer; either may be run without the other.
 
     Args:
         blocks: From (B, H, W, C) to (B, H, W, C) each.
@@ -18,7 +20,7 @@ class Stage(nn.Module):
 
     def __init__(
         self,
-        blocks: Iterable[nn.Module],
+        blocks: Iterable[Block],
         downsample: nn.Module | None = None,
         upsample: nn.Module | None = None,
         checkpointing: bool = False,

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from mambaseg.networks.layers.block import Block
 from mambaseg.networks.layers.drop_path import DropPath
 from mambaseg.networks.layers.layer_norm import LayerNorm
 
@@ -59,7 +60,7 @@ class WindowAttention(nn.Module):
         return bias if mask is None else bias.masked_fill(~mask[:, None], float("-inf"))
 
 
-class SwinBlock(nn.Module):
+class SwinBlock(Block):
     """x + DropPath(WindowAttention(LayerNorm(x))), then the same with an MLP.
 
     Maps of any size are padded to whole windows; no token sees the padding. An axis that one window covers is not

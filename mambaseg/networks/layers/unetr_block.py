@@ -5,6 +5,7 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
+from mambaseg.networks.layers.block import Block
 from mambaseg.networks.layers.dims import CONV, CONV_TRANSPOSED
 from mambaseg.networks.layers.residual_conv import plain_block
 
@@ -28,7 +29,7 @@ class UnetrBlock(nn.Module):
         return out
 
 
-class UnetrUpBlock(nn.Module):
+class UnetrUpBlock(Block):
     """Double the size with a transposed convolution, join with the skip, then a residual block.
 
     Args:

@@ -2,15 +2,16 @@
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from mambaseg.networks.layers.block import Block
 from mambaseg.networks.layers.drop_path import DropPath
 from mambaseg.networks.layers.layer_norm import LayerNorm
 from mambaseg.networks.layers.ss2d import SS2D
 from mambaseg.networks.layers.swin_block import MLP
 
 
-class VMambaBlock(nn.Module):
+class VMambaBlock(Block):
     """x + DropPath(SS2D(LayerNorm(x))), then, unless ``mlp_ratio`` is 0, the same with an MLP.
 
     State-dict names are those of VMamba's later releases; ``VSSBlock`` has the first release's.

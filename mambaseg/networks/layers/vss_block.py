@@ -1,13 +1,14 @@
 """The visual state-space block."""
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from mambaseg.networks.layers.block import Block
 from mambaseg.networks.layers.drop_path import DropPath
 from mambaseg.networks.layers.layer_norm import LayerNorm
 from mambaseg.networks.layers.ss2d import SS2D
 
 
-class VSSBlock(nn.Module):
+class VSSBlock(Block):
     """x + DropPath(SS2D(LayerNorm(x))), without an MLP: the block of VMamba's first release.
 
     Args:

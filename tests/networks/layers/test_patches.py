@@ -15,6 +15,6 @@ def test_classifying_before_pixels_are_in_place_is_classifying_the_expanded_map(
     fill(expand)
     fill(head)
     x = torch.randn(2, 3, 5, 8)
-    logits = expand.classify(x, head)
+    logits = expand(x, head)
     assert logits.shape == (2, 3, 3 * scale, 5 * scale)
     torch.testing.assert_close(logits, head(expand(x).permute(0, 3, 1, 2)))
