@@ -217,4 +217,3 @@ def check_array(source: CaseSource, case_id: str, kind: ArrayKind, purpose: str)
 def spacing_or_nan(source: CaseSource, case_id: str) -> tuple[float, float, float]:
     """Return the spacing in mm along (z, y, x), NaN where it is unknown."""
     return source.spacing_mm(case_id) or (float("nan"), float("nan"), float("nan"))
-

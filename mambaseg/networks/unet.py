@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from mambaseg.errors import InputError
 from mambaseg.networks.base import SegmentationNetwork
 from mambaseg.networks.layers.block import Block
+from mambaseg.networks.layers.conv_norm import convolve_and_normalise
 from mambaseg.networks.layers.memory import channels_last
 from mambaseg.networks.register import register_network
 
@@ -30,7 +31,9 @@ class ConvBlock(Block):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, out_channels, H, W) of ``x`` (B, in_channels, H, W)."""
-        out: Tensor = self.conv_conv(x)
+        first, first_norm, activation, dropout, second, second_norm, last_activation = self.conv_conv
+        x = dropout(activation(convolve_and_normalise(x, first, first_norm)))
+        out: Tensor = last_activation(convolve_and_normalise(x, second, second_norm))
         return out
 
 

@@ -1,0 +1,46 @@
+"""A convolution before batch norm, without what its bias costs."""
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+
+def convolve_and_normalise(x: Tensor, convolution: nn.Module, norm: nn.Module) -> Tensor:
+    """Return ``norm(convolution(x))``, (B, K, H', W') of ``x`` (B, C, H, W).
+
+    In training, batch norm takes the mean over the batch away, and with it whatever bias was added. So no bias is added
+    to the map, its gradient is 0 without a sum over all pixels, and the running mean alone learns of it.
+
+    Args:
+        x: The map.
+        convolution: An ``nn.Conv2d``.
+        norm: Batch norm with statistics of its own; whatever else it is reads the biased map.
+    """
+    assert isinstance(convolution, nn.Conv2d)
+    bias = convolution.bias
+    if bias is None or not (norm.training and isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm)):
+        return cast(Tensor, norm(convolution(x)))
+    if norm.running_mean is None or norm.momentum is None:
+        return cast(Tensor, norm(convolution(x)))
+    weight = cast(Tensor, _Unmoved.apply(convolution.weight, bias))  # type: ignore[no-untyped-call]
+    normalised: Tensor = norm(convolution._conv_forward(x, weight, None))
+    # As data, as torch updates it too: autograd keeps the buffer, though a training's backward pass reads none of it.
+    norm.running_mean.data.add_(bias.detach(), alpha=norm.momentum)
+    return normalised
+
+
+class _Unmoved(torch.autograd.Function):
+    """Returns the weight, and to the bias a gradient of 0, so that an optimizer treats it like any parameter."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(bias)
+        return weight.view_as(weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        (bias,) = ctx.saved_tensors
+        return grad, torch.zeros_like(bias)
