@@ -1,4 +1,4 @@
-"""The scan operators and those around them: a readable reference, a fast CPU path and Triton kernels behind one torch op each.
+"""The operators: a readable reference, a fast CPU path and Triton kernels behind one torch op each.
 
 Imports without Triton and without CUDA; which implementation serves a call is decided in ``backend``.
 """

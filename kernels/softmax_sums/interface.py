@@ -1,5 +1,6 @@
 """The public operator."""
 
+import torch
 from torch import Tensor
 
 from mambaseg.kernels import backend
@@ -40,5 +41,5 @@ def softmax_sums(logits: Tensor, target: Tensor, ignore_index: int = 255) -> Sum
         logits, target = logits.unsqueeze(-1), target.unsqueeze(-1)
     sums: Tensor = softmax_sums_forward(logits.flatten(2), target.flatten(1), ignore_index)
     classes = logits.shape[1]
-    overlap, squares, counts, cross_entropy = sums.split([classes, classes, classes, 1])
+    overlap, squares, counts, cross_entropy = torch.split(sums, [classes, classes, classes, 1])
     return overlap, squares, counts.detach(), cross_entropy.squeeze(0)

@@ -46,7 +46,7 @@ def backward(grad_sums: Tensor, logits: Tensor, target: Tensor, ignore_index: in
     classes = logits.shape[1]
     p = logits.to(state_dtype(logits)).softmax(1)
     known, hot = _where(target, ignore_index, classes)
-    by_overlap, by_squares, _, by_entropy = grad_sums.view(1, -1, 1).split([classes, classes, classes, 1], dim=1)
+    by_overlap, by_squares, _, by_entropy = torch.split(grad_sums.view(1, -1, 1), [classes, classes, classes, 1], dim=1)
     by_p = torch.where(hot, by_overlap, 0.0) + 2 * p * by_squares
     grad = p * (by_p - (p * by_p).sum(1, keepdim=True)) + by_entropy * (p - hot.to(p.dtype))
     return torch.empty_like(logits).copy_(torch.where(known, grad, 0.0))
