@@ -1,4 +1,4 @@
-"""The scan operators: a readable reference, a fast CPU path and Triton kernels behind one torch op each.
+"""The operators: a readable reference, a fast CPU path and Triton kernels behind one torch op each.
 
 Imports without Triton and without CUDA; which implementation serves a call is decided in ``backend``.
 """
@@ -9,6 +9,7 @@ from mambaseg.kernels.depthwise_conv2d import depthwise_conv2d
 from mambaseg.kernels.norm_gate import merge_norm_gate
 from mambaseg.kernels.selective_scan import selective_scan
 from mambaseg.kernels.selective_state_update import selective_state_update
+from mambaseg.kernels.softmax_sums import softmax_sums
 from mambaseg.kernels.ss2d import ss2d
 from mambaseg.kernels.ss3d import ss3d
 
@@ -21,6 +22,7 @@ __all__ = [
     "merge_norm_gate",
     "selective_scan",
     "selective_state_update",
+    "softmax_sums",
     "ss2d",
     "ss3d",
 ]

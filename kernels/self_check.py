@@ -12,6 +12,7 @@ from mambaseg.kernels.norm_gate import layer_norm, layer_norm_reference, merge_n
 from mambaseg.kernels.selective_scan.interface import selective_scan
 from mambaseg.kernels.selective_scan.reference import selective_scan_reference
 from mambaseg.kernels.selective_state_update import selective_state_update, selective_state_update_reference
+from mambaseg.kernels.softmax_sums import softmax_sums, softmax_sums_reference
 from mambaseg.kernels.ss2d import ss2d, ss2d_reference
 
 TOLERANCE = 1e-4
@@ -42,6 +43,7 @@ def operator_errors(device: torch.device) -> dict[str, float]:
             device, merge_norm_gate, merge_norm_gate_reference, [(2, 35, 4, 50), (2, 35, 50), (50,), (50,)]
         ),
         "layer norm": _error(device, layer_norm, layer_norm_reference, [(2, 35, 50), (50,), (50,)]),
+        "sums of the losses": _softmax_sums_error(device),
     }
 
 
@@ -73,6 +75,17 @@ def _state_update_error(device: torch.device) -> float:
     on_device = [value.to(device, torch.float32) for value in inputs]
     truth, measured = selective_state_update_reference(*inputs), selective_state_update(*on_device)  # type: ignore[arg-type]
     return _largest_error([truth, state], [measured, on_device[0]])
+
+
+def _softmax_sums_error(device: torch.device) -> float:
+    """Return the largest relative RMS error of ``softmax_sums`` where some pixels are unknown."""
+    labels = torch.arange(2 * 9 * 35).view(2, 9, 35) % 7
+    target = labels.where(labels < 5, 255)
+
+    def joined(operator: Operator) -> Operator:
+        return lambda logits: torch.hstack(operator(logits, target.to(logits.device)))
+
+    return _error(device, joined(softmax_sums), joined(softmax_sums_reference), [(2, 5, 9, 35)])
 
 
 def _error(

@@ -1,5 +1,6 @@
 """Cases of the operators around the scan, beside their plain torch compositions, at the sizes of Mamba-UNet."""
 
+import functools
 import math
 from collections.abc import Iterator
 
@@ -14,17 +15,21 @@ from mambaseg.kernels import (
     depthwise_conv2d,
     merge_norm_gate,
     selective_state_update,
+    softmax_sums,
 )
 from mambaseg.kernels.causal_conv1d import causal_conv1d_reference, causal_conv1d_update_reference
 from mambaseg.kernels.depthwise_conv2d import depthwise_conv2d_reference
 from mambaseg.kernels.norm_gate import layer_norm, layer_norm_reference, merge_norm_gate_reference
 from mambaseg.kernels.selective_state_update import selective_state_update_reference
+from mambaseg.kernels.softmax_sums import softmax_sums_reference
 
 # (batch, steps, channels of one direction)
 SIZES = {
     "full": [(24, 3136, 192), (24, 784, 384), (24, 196, 768), (24, 49, 1536), (4, 16384, 192)],
     "demo": [(2, 49, 32)],
 }
+# (batch, classes, height, width) of logits
+LOGITS = {"full": [(16, 4, 224, 224), (24, 4, 256, 256)], "demo": [(2, 4, 32, 32)]}
 SMALL = (2, 37)
 TORCH = "torch"
 TAPS = 4
@@ -44,6 +49,9 @@ def cases(size: str, dtypes: list[str]) -> Iterator[Case]:
                 yield norm_gate(directions, sizes, dtype)
             yield merge_norm(sizes, dtype)
             yield norm(sizes, dtype)
+        for maps in LOGITS[size]:
+            for layout in ("contiguous", "channels last"):
+                yield loss_sums(layout, maps, dtype)
         for batch, channels in dict.fromkeys((batch, channels) for batch, _, channels in SIZES[size]):
             yield decoding_step("causal_conv1d_update", batch, channels, dtype)
             yield decoding_step("selective_state_update", batch, channels, dtype)
@@ -153,6 +161,39 @@ def norm(sizes: tuple[int, int, int], dtype: str) -> Case:
         return layer_norm(x, weight, bias, dtype=wanted)
 
     return _around_a_scan("layer_norm float32", sizes, dtype, draw, ours, plain, layer_norm_reference)
+
+
+def loss_sums(layout: str, sizes: tuple[int, int, int, int], dtype: str) -> Case:
+    """Return the sums that cross-entropy and Dice of a batch are made of; a tenth of its pixels is unknown."""
+    memory = torch.channels_last if layout == "channels last" else torch.contiguous_format
+
+    def draw(sizes: tuple[int, ...], kind: torch.dtype, device: str) -> list[Tensor]:
+        return [torch.randn(*sizes, device=device).to(kind).contiguous(memory_format=memory)]
+
+    @functools.cache
+    def target(batch: int, classes: int, height: int, width: int, device: torch.device) -> Tensor:
+        labels = torch.arange(batch * height * width, device=device).view(batch, height, width) // 7 % 10
+        return torch.where(labels == 0, 255, labels % classes)
+
+    def plain(logits: Tensor) -> Tensor:
+        """Sum over maps of probabilities, masks and products, as the readable losses do."""
+        labels = target(*logits.shape, logits.device)
+        wide = logits if logits.dtype == torch.float64 else logits.float()
+        p, known = wide.softmax(1), (labels != 255).unsqueeze(1)
+        hot = labels.unsqueeze(1) == torch.arange(logits.shape[1], device=logits.device).view(1, -1, 1, 1)
+        entropy = F.cross_entropy(wide, labels, ignore_index=255, reduction="sum")
+        overlap, squares, counts = (terms.sum((0, 2, 3)) for terms in (p * hot, p.square() * known, hot))
+        return torch.hstack((overlap, squares, counts, entropy))
+
+    def ours(logits: Tensor) -> Tensor:
+        return torch.hstack(softmax_sums(logits, target(*logits.shape, logits.device)))
+
+    def reference(logits: Tensor) -> Tensor:
+        return torch.hstack(softmax_sums_reference(logits, target(*logits.shape, logits.device)))
+
+    kernel = f"softmax_sums {layout}"
+    providers = {TORCH: Provider(plain), OURS: Provider(ours, f"{kernel} {dtype} {sizes[1]}")}
+    return Case(kernel, str(sizes), dtype, sizes, (2, sizes[1], 9, 16), draw, providers, reference)
 
 
 def decoding_step(kernel: str, batch: int, channels: int, dtype: str) -> Case:

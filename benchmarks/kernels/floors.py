@@ -154,6 +154,16 @@ def layer_norm(mode: str, size: int, batch: int, steps: int, channels: int) -> W
     return Work(elements * ((8 + size) if mode == "backward" else (4 + size)))
 
 
+def softmax_sums(mode: str, size: int, batch: int, classes: int, height: int, width: int) -> Work:
+    """Count the sums of the losses over logits (B, K, H, W): logits and int64 labels, backward the gradient too.
+
+    An exponential a logit, and a pixel's division and, forward, logarithm.
+    """
+    pixels = batch * height * width
+    passes = 2 if mode == "backward" else 1
+    return Work(pixels * (passes * classes * size + 8), pixels * (classes + (1 if mode == "backward" else 2)))
+
+
 def causal_conv1d_update(mode: str, size: int, batch: int, _steps: int, channels: int) -> Work:
     """Count one step of the convolution, four taps: its state read and written, x and y; exp and division."""
     return Work(batch * channels * (2 * 4 + 2) * size, 2 * batch * channels)
@@ -172,6 +182,7 @@ COUNTS: dict[str, Callable[..., Work]] = {
     "norm_gate": norm_gate,
     "merge_norm": merge_norm,
     "layer_norm": layer_norm,
+    "softmax_sums": softmax_sums,
     "causal_conv1d_update": causal_conv1d_update,
     "selective_state_update": selective_state_update,
 }

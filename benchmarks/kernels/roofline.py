@@ -72,6 +72,7 @@ STAGES = ((192, 56), (384, 28), (768, 14), (1536, 7))
 SCANS = tuple(f"(24, 4*{channels}, {side}*{side}), N=16" for channels, side in STAGES)
 SEQUENCES = tuple(f"(24, {side * side}, {channels})" for channels, side in STAGES)
 MAPS = tuple(f"(24, {side}, {side}, {channels})" for channels, side in STAGES)
+LOGITS = ("(16, 4, 224, 224)", "(24, 4, 256, 256)")
 FIGURES = {
     "selective_scan": (
         Column("forward", "selective_scan", "forward", SCANS),
@@ -101,6 +102,11 @@ FIGURES = {
         Column("merge, norm, gate: backward", "norm_gate 4", "backward", SEQUENCES),
         Column("LayerNorm: forward", "layer_norm float32", "forward_saving", SEQUENCES),
         Column("LayerNorm: backward", "layer_norm float32", "backward", SEQUENCES),
+    ),
+    "softmax_sums": tuple(
+        Column(f"{layout}: {title}", f"softmax_sums {layout}", mode, LOGITS)
+        for layout in ("contiguous", "channels last")
+        for title, mode in (("forward", "forward_saving"), ("backward", "backward"))
     ),
     "selective_state_update": (Column("one step", "selective_state_update", "forward", SEQUENCES),),
 }

@@ -28,5 +28,14 @@ def partial_cross_entropy(logits: Tensor, target: Tensor, ignore_index: int = 25
         # On CUDA the loss of images has no deterministic form, that of rows of pixels has one.
         logits, target = logits.movedim(1, -1).flatten(0, -2), target.flatten()
     total = F.cross_entropy(logits, target, ignore_index=ignore_index, reduction="sum")
-    total, known = over_processes(total, (target != ignore_index).sum())
+    return mean_of_sums(*over_processes(total, (target != ignore_index).sum()))
+
+
+def mean_of_sums(total: Tensor, known: Tensor) -> Tensor:
+    """Return the mean cross-entropy of a batch of all processes, 0 where nothing is known.
+
+    Args:
+        total: Its sum over the known pixels, ().
+        known: How many these are, ().
+    """
     return total / known.clamp(min=1)

@@ -31,5 +31,14 @@ def soft_dice_loss(probabilities: Tensor, target: Tensor, ignore_index: int = 25
     over = [0, *range(2, probabilities.ndim)]
     intersection = (probabilities * hot).sum(over)
     size = (probabilities.square() * known).sum(over) + hot.sum(over)
-    intersection, size = over_processes(intersection, size)
-    return (1 - (2 * intersection + SMOOTH) / (size + SMOOTH)).mean()
+    return dice_of_sums(*over_processes(intersection, size))
+
+
+def dice_of_sums(overlap: Tensor, size: Tensor) -> Tensor:
+    """Return the Dice loss of a batch of all processes.
+
+    Args:
+        overlap: Σ p_c y_c over its known pixels, (K,).
+        size: Σ p_c² + Σ y_c, (K,).
+    """
+    return (1 - (2 * overlap + SMOOTH) / (size + SMOOTH)).mean()

@@ -55,6 +55,12 @@ def test_bytes_of_the_operators_around_the_scan(floors, kernel, mode, bytes_per_
     assert floors.work(kernel, mode, "bf16", "(2, 49, 32)").moved == bytes_per_element * 2 * 49 * 32
 
 
+def test_bytes_of_the_losses_sums(floors):
+    shape = "(16, 4, 224, 224)"
+    passes = [floors.work("softmax_sums channels last", mode, "fp32", shape) for mode in ("forward_saving", "backward")]
+    assert [work.moved for work in passes] == [16 * 224 * 224 * (16 + 8), 16 * 224 * 224 * (32 + 8)]
+
+
 def test_bench_appends_rows_and_says_what_it_did_not_reach(folder, tmp_path):
     output = tmp_path / "rows.csv"
     shared = (folder / "bench.py", "--device", "cpu", "--dtypes", "fp32", "--repeats", 2, "--output", output)

@@ -5,6 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mambaseg.kernels.accumulation import state_dtype
+from mambaseg.kernels.softmax_sums import softmax_sums, softmax_sums_reference
+from tests.kernels.scan_cases import assert_close
+
 
 def _draw(seed: int, device: str) -> Any:
     generator = torch.Generator().manual_seed(seed)
@@ -115,3 +119,35 @@ def norm_gate_inputs(
         "bias": draw(channels, dtype=wide),
     }
     return {name: value.requires_grad_(requires_grad) for name, value in inputs.items()}
+
+
+def loss_inputs(
+    shape: tuple[int, ...],
+    dtype: torch.dtype = torch.float64,
+    device: str = "cpu",
+    unknown: float = 0.3,
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> tuple[Tensor, Tensor]:
+    """Draw logits (B, K, *S) that need a gradient, and their target, a share of which is unknown."""
+    logits = _draw(sum(shape), device)(*shape, dtype=dtype).contiguous(memory_format=memory_format)
+    generator = torch.Generator().manual_seed(shape[1])
+    target = torch.randint(shape[1], (shape[0], *shape[2:]), generator=generator)
+    target[torch.rand(target.shape, generator=generator) < unknown] = 255
+    return logits.requires_grad_(), target.to(device)
+
+
+def compare_loss_sums(logits: Tensor, target: Tensor, tolerance: float, gradient_tolerance: float) -> None:
+    """Demand of ``softmax_sums`` the reference's values and gradients in float64."""
+    exact = logits.detach().double().requires_grad_()
+    sums, truths = softmax_sums(logits, target), softmax_sums_reference(exact, target)
+    for name, measured, truth in zip(("overlap", "squares", "counts", "cross-entropy"), sums, truths, strict=True):
+        assert measured.dtype == state_dtype(logits)
+        assert_close(name, measured, truth, tolerance)
+    assert not sums[2].requires_grad
+    upstream = _draw(logits.shape[1], logits.device.type)(2 * logits.shape[1] + 1, dtype=torch.float64)
+    grads = [
+        torch.autograd.grad(torch.hstack((overlap, squares, entropy)) @ upstream.to(overlap.dtype), leaf)[0]
+        for (overlap, squares, _, entropy), leaf in ((sums, logits), (truths, exact))
+    ]
+    assert grads[0].dtype == logits.dtype
+    assert_close("gradient", *grads, gradient_tolerance)

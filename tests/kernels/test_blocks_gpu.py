@@ -8,7 +8,15 @@ from mambaseg.kernels.causal_conv1d import causal_conv1d, causal_conv1d_referenc
 from mambaseg.kernels.depthwise_conv2d import depthwise_conv2d, depthwise_conv2d_reference
 from mambaseg.kernels.norm_gate import layer_norm, layer_norm_reference, merge_norm_gate, merge_norm_gate_reference
 from mambaseg.kernels.selective_state_update import selective_state_update, selective_state_update_reference
-from tests.kernels.block_cases import convolution_inputs, map_convolution_inputs, norm_gate_inputs, update_inputs
+from mambaseg.kernels.softmax_sums import softmax_sums, softmax_sums_reference
+from tests.kernels.block_cases import (
+    compare_loss_sums,
+    convolution_inputs,
+    loss_inputs,
+    map_convolution_inputs,
+    norm_gate_inputs,
+    update_inputs,
+)
 from tests.kernels.scan_cases import assert_close, gradients, in_float64, scan_inputs
 
 pytestmark = pytest.mark.gpu
@@ -21,13 +29,16 @@ STAGES = [(2, 3136, 192), (2, 784, 384), (2, 196, 768), (2, 49, 1536)]
 @pytest.fixture
 def _poisoned(monkeypatch):
     """Allocate outputs full of NaN: an address that no program writes shows."""
-    empty = torch.empty
 
-    def poisoned(*shape, **options):
-        tensor = empty(*shape, **options)
-        return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
+    def poisoned(allocate):
+        def allocate_poisoned(*given, **options):
+            tensor = allocate(*given, **options)
+            return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
 
-    monkeypatch.setattr(torch, "empty", poisoned)
+        return allocate_poisoned
+
+    for name in ("empty", "empty_like"):
+        monkeypatch.setattr(torch, name, poisoned(getattr(torch, name)))
 
 
 def _compare(operator, reference, inputs, dtype, **options):
@@ -156,6 +167,59 @@ def test_norm_gate_of_any_strides():
     _compare(merge_norm_gate, merge_norm_gate_reference, inputs, torch.float32)
 
 
+@pytest.mark.parametrize(
+    "shape",
+    [
+        *((4, classes, 224, 224) for classes in (2, 3, 4, 5)),
+        (2, 14, 33, 35, 31),
+        (1, 32, 64, 48),
+        (3, 256, 7, 5),
+        (5, 4),
+    ],
+)
+@pytest.mark.parametrize("dtype", list(PRECISION))
+@pytest.mark.usefixtures("_poisoned")
+def test_loss_sums(shape, dtype):
+    gradient_tolerance = max(1e-5, PRECISION[dtype][0])
+    compare_loss_sums(*loss_inputs(shape, dtype, "cuda"), 1e-5, gradient_tolerance)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 4, 5, 32])
+@pytest.mark.parametrize("dtype", list(PRECISION))
+@pytest.mark.usefixtures("_poisoned")
+def test_loss_sums_of_channels_last_logits(classes, dtype):
+    logits, target = loss_inputs((3, classes, 61, 80), dtype, "cuda", memory_format=torch.channels_last)
+    compare_loss_sums(logits, target, 1e-5, PRECISION[dtype][0])
+    (grad,) = torch.autograd.grad(softmax_sums(logits, target)[3], logits)
+    assert grad.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_loss_sums_of_any_strides():
+    logits, target = loss_inputs((2, 4, 60, 70), torch.float32, "cuda")
+    logits = logits.detach().permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0)[:, :, 1:, ::2].requires_grad_()
+    compare_loss_sums(logits, target[:, 1:, ::2], 1e-5, 1e-5)
+
+
+def test_loss_sums_of_extreme_logits_and_of_nothing_known():
+    logits, target = loss_inputs((2, 4, 50, 70), torch.float32, "cuda")
+    compare_loss_sums((logits.detach() * 1e4).requires_grad_(), target, 1e-5, 1e-5)
+    sums = torch.hstack(softmax_sums(logits, torch.full_like(target, 255)))
+    assert not sums.any()
+    assert not torch.autograd.grad(sums.sum(), logits)[0].any()
+    empty = torch.hstack(softmax_sums(logits[:0], target[:0]))
+    assert not empty.any()
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_loss_sums_twice_are_bit_equal(memory_format):
+    runs = []
+    for _ in range(2):
+        logits, target = loss_inputs((16, 4, 224, 224), torch.float32, "cuda", memory_format=memory_format)
+        sums = torch.hstack(softmax_sums(logits, target))
+        runs.append((sums, *torch.autograd.grad(sums.sum(), logits)))
+    assert all(torch.equal(first, second) for first, second in zip(*runs, strict=True))
+
+
 def test_same_call_twice_is_bit_equal():
     runs = []
     for _ in range(2):
@@ -228,6 +292,27 @@ def test_norm_gate_beyond_32_bits():
     assert_close("dy", grad[:, -64:], expected, 1e-2)
 
 
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_loss_sums_beyond_32_bits(channels_last):
+    """Images, classes and pixels beyond 2^31 elements from the start, of which the last are known."""
+    _skip_without_memory(32)
+    batch, classes, pixels, tail = 2, 5, 2**29 + 24, 1000
+    shape = (batch, pixels, classes) if channels_last else (batch, classes, pixels)
+    logits = torch.zeros(shape, device="cuda", dtype=torch.bfloat16)
+    logits = logits.transpose(1, 2) if channels_last else logits
+    known, labels = loss_inputs((batch, classes, tail), torch.bfloat16, "cuda")
+    logits[..., -tail:] = known.detach()
+    target = torch.full((batch, pixels), 255, dtype=torch.uint8, device="cuda")
+    target[..., -tail:] = labels
+    sums = torch.hstack(softmax_sums(logits.requires_grad_(), target))
+    exact = known.detach().double().requires_grad_()
+    truth = torch.hstack(softmax_sums_reference(exact, labels))
+    assert_close("sums", sums, truth, 1e-5)
+    (grad,), (expected,) = torch.autograd.grad(sums.sum(), logits), torch.autograd.grad(truth.sum(), exact)
+    assert_close("gradient", grad[..., -tail:], expected, 1e-2)
+    assert not grad[..., :-tail].any()
+
+
 def test_new_lengths_compile_nothing():
     from mambaseg.kernels.causal_conv1d.triton_kernels import causal_conv1d_bwd_kernel, causal_conv1d_fwd_kernel
     from mambaseg.kernels.depthwise_conv2d.triton_kernels import (
@@ -235,9 +320,11 @@ def test_new_lengths_compile_nothing():
         depthwise_conv2d_weights_kernel,
     )
     from mambaseg.kernels.norm_gate.triton_kernels import norm_gate_bwd_kernel, norm_gate_fwd_kernel
+    from mambaseg.kernels.softmax_sums.triton_kernels import softmax_sums_bwd_kernel, softmax_sums_fwd_kernel
 
     kernels = (causal_conv1d_fwd_kernel, causal_conv1d_bwd_kernel, norm_gate_fwd_kernel, norm_gate_bwd_kernel)
     kernels += (depthwise_conv2d_kernel, depthwise_conv2d_weights_kernel)
+    kernels += (softmax_sums_fwd_kernel, softmax_sums_bwd_kernel)
 
     def run(length):
         inputs = convolution_inputs(2, 64, length, 4, dtype=torch.float32, device="cuda")
@@ -246,6 +333,9 @@ def test_new_lengths_compile_nothing():
         gradients(merge_norm_gate(**gate_inputs), gate_inputs)
         map_inputs = map_convolution_inputs(2, length, 2 * length, 64, dtype=torch.float32, device="cuda")
         gradients(depthwise_conv2d(**map_inputs, activation="silu"), map_inputs)
+        # Whether images are a multiple of 16 pixels, so that four are loaded at once, is compiled in.
+        logits, target = loss_inputs((2, 4, length, 16), torch.float32, "cuda")
+        torch.autograd.grad(softmax_sums(logits, target)[3], logits)
         return [sum(len(cache[0]) for cache in kernel.device_caches.values()) for kernel in kernels]
 
     compiled = run(100)
@@ -271,6 +361,7 @@ def test_opcheck():
     from mambaseg.kernels.depthwise_conv2d.op import depthwise_conv2d_forward
     from mambaseg.kernels.norm_gate.op import norm_gate_forward
     from mambaseg.kernels.selective_state_update.op import selective_state_step
+    from mambaseg.kernels.softmax_sums.op import softmax_sums_forward
 
     x, weight, bias, states = convolution_inputs(
         2, 5, 9, 4, dtype=torch.float32, device="cuda", initial=True, channels_last=False
@@ -285,6 +376,7 @@ def test_opcheck():
     torch.library.opcheck(norm_gate_forward, (*gate, 1e-5, True, torch.float32))
     update = update_inputs(2, 6, 3, groups=2, dtype=torch.float32, device="cuda").values()
     torch.library.opcheck(selective_state_step, tuple(update))
+    torch.library.opcheck(softmax_sums_forward, (*loss_inputs((2, 4, 35), torch.float32, "cuda"), 255))
 
 
 def test_float64_is_refused_with_the_fix():
@@ -292,3 +384,5 @@ def test_float64_is_refused_with_the_fix():
         causal_conv1d(**convolution_inputs(1, 4, 5, 2, device="cuda"))
     with pytest.raises(RuntimeError, match="MAMBASEG_SCAN_BACKEND=cpu"):
         merge_norm_gate(**norm_gate_inputs(1, 4, 5, 2, device="cuda"))
+    with pytest.raises(RuntimeError, match="MAMBASEG_SCAN_BACKEND=cpu"):
+        softmax_sums(*loss_inputs((1, 4, 5), device="cuda"))

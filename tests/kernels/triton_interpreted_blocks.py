@@ -19,7 +19,16 @@ from mambaseg.kernels.norm_gate import layer_norm, layer_norm_reference, merge_n
 from mambaseg.kernels.norm_gate import triton_launch as norm_gate_launch
 from mambaseg.kernels.selective_state_update import selective_state_update, selective_state_update_reference
 from mambaseg.kernels.selective_state_update import triton_launch as update_launch
-from tests.kernels.block_cases import convolution_inputs, map_convolution_inputs, norm_gate_inputs, update_inputs
+from mambaseg.kernels.softmax_sums import softmax_sums
+from mambaseg.kernels.softmax_sums import triton_launch as softmax_sums_launch
+from tests.kernels.block_cases import (
+    compare_loss_sums,
+    convolution_inputs,
+    loss_inputs,
+    map_convolution_inputs,
+    norm_gate_inputs,
+    update_inputs,
+)
 from tests.kernels.scan_cases import assert_close, gradients, in_float64
 
 
@@ -36,6 +45,7 @@ def _count_launches(monkeypatch):
         (convolution_launch, "update"),
         (map_convolution_launch, "forward"),
         (norm_gate_launch, "forward"),
+        (softmax_sums_launch, "forward"),
         (update_launch, "update"),
     ):
         monkeypatch.setattr(module, name, counted(getattr(module, name)))
@@ -46,13 +56,16 @@ def _count_launches(monkeypatch):
 @pytest.fixture
 def _poisoned(monkeypatch):
     """Allocate outputs full of NaN: an address that no program writes shows."""
-    empty = torch.empty
 
-    def poisoned(*shape, **options):
-        tensor = empty(*shape, **options)
-        return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
+    def poisoned(allocate):
+        def allocate_poisoned(*given, **options):
+            tensor = allocate(*given, **options)
+            return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
 
-    monkeypatch.setattr(torch, "empty", poisoned)
+        return allocate_poisoned
+
+    for name in ("empty", "empty_like"):
+        monkeypatch.setattr(torch, name, poisoned(getattr(torch, name)))
 
 
 def _compare(operator, reference, inputs, tolerance, **options):
@@ -207,6 +220,52 @@ def test_norm_gate_of_any_strides():
     _compare(merge_norm_gate, merge_norm_gate_reference, inputs, 1e-5)
 
 
+@pytest.mark.parametrize("shape", [(1, 2, 1), (2, 4, 5, 7), (1, 3, 3, 7, 13), (3, 5), (2, 33, 35), (2, 1, 3)])
+@pytest.mark.usefixtures("_poisoned")
+def test_loss_sums(shape):
+    compare_loss_sums(*loss_inputs(shape, dtype=torch.float32), 1e-5, 1e-5 if shape[1] > 1 else 1)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.usefixtures("_poisoned")
+def test_loss_sums_in_several_programs(memory_format):
+    compare_loss_sums(*loss_inputs((2, 4, 13, 11), dtype=torch.float32, memory_format=memory_format), 1e-5, 1e-5)
+
+
+def test_loss_sums_of_any_strides():
+    logits, target = loss_inputs((2, 4, 6, 7), dtype=torch.float32)
+    logits = logits.detach().permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0)[:, :, 1:, ::2].requires_grad_()
+    compare_loss_sums(logits, target[:, 1:, ::2], 1e-5, 1e-5)
+
+
+def test_loss_sums_of_half_logits_and_small_labels():
+    logits, target = loss_inputs((2, 4, 5, 7), dtype=torch.bfloat16)
+    compare_loss_sums(logits, target.to(torch.uint8), 1e-5, 1e-2)
+
+
+def test_loss_sums_of_extreme_logits():
+    logits, target = loss_inputs((2, 4, 5, 7), dtype=torch.float32)
+    compare_loss_sums((logits.detach() * 1e4).requires_grad_(), target, 1e-5, 1e-5)
+
+
+@pytest.mark.parametrize("pixels", [0, 7])
+def test_loss_sums_of_nothing_known_are_exact_zeros(pixels):
+    logits, target = loss_inputs((2, 4, pixels), dtype=torch.float32, unknown=1.1)
+    sums = torch.hstack(softmax_sums(logits, target))
+    assert torch.equal(sums, torch.zeros(13))
+    (grad,) = torch.autograd.grad(sums.sum(), logits)
+    assert torch.equal(grad, torch.zeros_like(logits))
+
+
+def test_loss_sums_of_a_label_that_is_none():
+    logits, target = loss_inputs((2, 3, 5), dtype=torch.float32)
+    for stray in (3, 4, -1):
+        target[0, 0] = stray
+        *others, cross_entropy = softmax_sums(logits, target)
+        assert cross_entropy.isnan()
+        assert torch.hstack(others).isfinite().all()
+
+
 def test_same_call_twice_is_bit_equal():
     runs = []
     for _ in range(2):
@@ -226,5 +285,7 @@ def test_float64_is_refused_with_the_fix():
         causal_conv1d(**convolution_inputs(1, 3, 5, 4))
     with pytest.raises(RuntimeError, match="depthwise_conv2d compute in float32"):
         depthwise_conv2d(**map_convolution_inputs(1, 3, 5, 4))
+    with pytest.raises(RuntimeError, match="softmax_sums compute in float32"):
+        softmax_sums(*loss_inputs((1, 3, 5)))
     with pytest.raises(RuntimeError, match="merge_norm_gate compute in float32"):
         merge_norm_gate(**norm_gate_inputs(1, 3, 2, 4))
