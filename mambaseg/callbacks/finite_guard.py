@@ -10,6 +10,7 @@ from torch import Tensor, distributed
 
 from mambaseg.callbacks.context import logged_step, run_folder
 from mambaseg.callbacks.nonfinite_report import describe_nonfinite, save_batch
+from mambaseg.callbacks.read_later import ReadLater
 from mambaseg.errors import InputError, TrainingFault
 from mambaseg.io.keep_going import keep_going
 
@@ -38,7 +39,7 @@ class FiniteGuard(pl.Callback):
         self.skipped = 0
         self._in_a_row = 0
         self._batches: list[tuple[Any, int]] = []
-        self._verdicts: list[tuple[Tensor, torch.cuda.Event | None]] = []
+        self._verdicts: list[ReadLater] = []
         self._buffers: list[Tensor] = []
         self._kept: list[Tensor] = []
 
@@ -63,21 +64,13 @@ class FiniteGuard(pl.Callback):
         everyone = own.clone()
         if trainer.world_size > 1:
             distributed.all_reduce(everyone, distributed.ReduceOp.MIN)
-        verdict = torch.stack((own, everyone))
-        if not verdict.is_cuda:
-            self._verdicts.append((verdict, None))
-            return
-        answer = torch.empty(2, dtype=torch.int32, pin_memory=True)
-        answer.copy_(verdict, non_blocking=True)
-        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        event.record()
-        self._verdicts.append((answer, event))
+        self._verdicts.append(ReadLater(torch.stack((own, everyone))))
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         """Let a good step pass; undo a bad one."""
-        verdicts = [_answer(*verdict) for verdict in self._verdicts]
+        verdicts = [verdict.read() for verdict in self._verdicts]
         batches, self._batches, self._verdicts = self._batches, [], []
         if all(everyone for _, everyone in verdicts):
             self._in_a_row = 0
@@ -116,11 +109,3 @@ class FiniteGuard(pl.Callback):
         with keep_going(path):
             save_batch(batch, path, {"step": str(trainer.global_step), "found": where})
         return f"The loss at step {trainer.global_step} is not finite. {where} The batch is in {path}."
-
-
-def _answer(verdict: Tensor, event: torch.cuda.Event | None) -> tuple[bool, bool]:
-    """Return whether this process's loss, and everyone's, is finite."""
-    if event is not None:
-        event.synchronize()
-    own, everyone = verdict.tolist()
-    return bool(own), bool(everyone)

@@ -5,15 +5,19 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.callbacks import Checkpoint
+from torch import distributed
 
 from mambaseg.callbacks.best_checkpoint import checkpoint_failure
 from mambaseg.callbacks.context import is_fitting
+from mambaseg.callbacks.read_later import ReadLater
 from mambaseg.callbacks.stop_signals import StoppedError, StopSignals, requeue_job
 from mambaseg.io.checkpoint_file import remove_unfinished
 
-AGREE_EVERY = 10
-"""Several processes compare whether one of them was told to stop once in so many steps: it waits for the GPU."""
+AGREE_EVERY = 5
+"""Several processes ask each other once in so many steps whether one was told to stop. They read the answer as many
+steps later, when it is long there."""
 
 
 class ResumePoint(Checkpoint):
@@ -34,11 +38,15 @@ class ResumePoint(Checkpoint):
         self.failure: str | None = None
         self._signals = StopSignals()
         self._stop: signal.Signals | None = None
+        self._asked: ReadLater | None = None
         self._waits_for_validation = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Listen to signals, and tidy up after a kill."""
         self._signals.install()
+        self._asked = None
+        # Lightning's own agreement, for a signal that it no longer hears, waits for the GPU before every step.
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _agree_on_nothing  # type: ignore[method-assign]
         if trainer.is_global_zero and self.path.parent.is_dir():
             remove_unfinished(self.path.parent)
 
@@ -92,9 +100,15 @@ class ResumePoint(Checkpoint):
             return self._signals.received
         if trainer.global_step % AGREE_EVERY:
             return None
-        told = self._signals.received is not None
-        anyone = trainer.strategy.reduce_boolean_decision(told, all=False)
+        anyone = self._asked is not None and bool(self._asked.read())
+        told = torch.full((), int(self._signals.received is not None), device=trainer.strategy.root_device)
+        distributed.all_reduce(told, distributed.ReduceOp.MAX)
+        self._asked = ReadLater(told)
         return (self._signals.received or signal.SIGTERM) if anyone else None
+
+
+def _agree_on_nothing() -> None:
+    pass
 
 
 def _validation_follows(trainer: pl.Trainer) -> bool:

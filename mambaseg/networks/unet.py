@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from mambaseg.errors import InputError
 from mambaseg.networks.base import SegmentationNetwork
 from mambaseg.networks.layers.block import Block
-from mambaseg.networks.layers.conv_norm import convolve_and_normalise
+from mambaseg.networks.layers.conv_norm import ConvBeforeNorm, convolve_and_normalise
 from mambaseg.networks.layers.memory import channels_last
 from mambaseg.networks.register import register_network
 
@@ -20,11 +20,11 @@ class ConvBlock(Block):
     def __init__(self, in_channels: int, out_channels: int, dropout: float) -> None:
         super().__init__()
         self.conv_conv = nn.Sequential(
-            nn.Conv2d(in_channels, out_channels, 3, padding=1),
+            ConvBeforeNorm(in_channels, out_channels, 3, padding=1),
             nn.BatchNorm2d(out_channels),
             nn.LeakyReLU(inplace=True),
             nn.Dropout(dropout),
-            nn.Conv2d(out_channels, out_channels, 3, padding=1),
+            ConvBeforeNorm(out_channels, out_channels, 3, padding=1),
             nn.BatchNorm2d(out_channels),
             nn.LeakyReLU(inplace=True),
         )

@@ -50,10 +50,13 @@ class WatchedSteps(L.Callback):
 
 
 class StrictSteps(L.Callback):
-    """Lets torch refuse what waits for the GPU, from one step to the next, once passes are recorded."""
+    """Lets torch refuse what waits for the GPU, from one step to the next, once passes are recorded.
+
+    The last step is left out: it is logged.
+    """
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        torch.cuda.set_sync_debug_mode("error" if trainer.global_step > 1 else "default")
+        torch.cuda.set_sync_debug_mode("error" if 1 < trainer.global_step < STEPS - 1 else "default")
 
     def on_train_end(self, trainer, pl_module):
         torch.cuda.set_sync_debug_mode("default")

@@ -7,6 +7,17 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 
+class ConvBeforeNorm(nn.Conv2d):
+    """A convolution whose bias may be left out of its result; otherwise ``nn.Conv2d``, names and all."""
+
+    def forward(self, x: Tensor, add_bias: bool = True) -> Tensor:
+        """Return (B, K, H', W') of ``x`` (B, C, H, W); a bias that is not added has a gradient of 0."""
+        if add_bias or self.bias is None:
+            return super().forward(x)
+        weight = cast(Tensor, _Unmoved.apply(self.weight, self.bias))  # type: ignore[no-untyped-call]
+        return cast(Tensor, self._conv_forward(x, weight, None))
+
+
 def convolve_and_normalise(x: Tensor, convolution: nn.Module, norm: nn.Module) -> Tensor:
     """Return ``norm(convolution(x))``, (B, K, H', W') of ``x`` (B, C, H, W).
 
@@ -15,17 +26,16 @@ def convolve_and_normalise(x: Tensor, convolution: nn.Module, norm: nn.Module) -
 
     Args:
         x: The map.
-        convolution: An ``nn.Conv2d``.
-        norm: Batch norm with statistics of its own; whatever else it is reads the biased map.
+        convolution: A ``ConvBeforeNorm``.
+        norm: Batch norm, of one process or of all; any other norm gets the map with its bias.
     """
-    assert isinstance(convolution, nn.Conv2d)
+    assert isinstance(convolution, ConvBeforeNorm)
     bias = convolution.bias
     if bias is None or not (norm.training and isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm)):
         return cast(Tensor, norm(convolution(x)))
     if norm.running_mean is None or norm.momentum is None:
         return cast(Tensor, norm(convolution(x)))
-    weight = cast(Tensor, _Unmoved.apply(convolution.weight, bias))  # type: ignore[no-untyped-call]
-    normalised: Tensor = norm(convolution._conv_forward(x, weight, None))
+    normalised: Tensor = norm(convolution(x, add_bias=False))
     # As data, as torch updates it too: autograd keeps the buffer, though a training's backward pass reads none of it.
     norm.running_mean.data.add_(bias.detach(), alpha=norm.momentum)
     return normalised
