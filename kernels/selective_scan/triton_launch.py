@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from mambaseg.kernels.backend import interpreting
 from mambaseg.kernels.launch import inner_contiguous, launch, on_device, refuse_float64
-from mambaseg.kernels.selective_scan.inputs import ScanInputs
+from mambaseg.kernels.selective_scan.inputs import ScanInputs, project_up
 from mambaseg.kernels.selective_scan.triton_backward import selective_scan_bwd_kernel
 from mambaseg.kernels.selective_scan.triton_forward import segment_ends_kernel, selective_scan_fwd_kernel
 
@@ -22,6 +22,9 @@ FEW_PROGRAMS, ENOUGH_PROGRAMS = 350, 1500
 costs more than it gains. Measured with 132 multiprocessors (README.md)."""
 FULL_RATE_REGISTERS = 168
 """Registers a lane may use where they suffice: three warps a scheduler instead of two."""
+
+PLACES = 1056
+"""Programs that run at once, on 132 multiprocessors, where a lane uses all registers; others wait for a second wave."""
 
 
 @dataclass(frozen=True)
@@ -257,6 +260,10 @@ def backward(
     grad_out = inner_contiguous(grad_out)
     grad_u = torch.empty(inputs.u.shape, dtype=inputs.u.dtype, device=inputs.u.device)
     scan = _Scan.prepare(inputs, chunk, True, grad_out, grad_u)
+    # Step sizes in memory for a moment cost two products, but a kernel that only reads them has room for three programs
+    # where one that makes them has room for two. A lane with a channel of its own makes them as fast as it reads them.
+    if scan.rank and scan.plan.split > 1 and scan.programs > PLACES:
+        return _backward_through_step_sizes(grad_out, grad_last_state, inputs, states, chunk)
     inputs, plan = scan.inputs, scan.plan
     d_state, rank = inputs.d_state, scan.rank
     grad_delta = grad_u if rank else scan.empty(*inputs.delta.shape, dtype=inputs.delta.dtype)
@@ -310,6 +317,20 @@ def backward(
         grad_bias.sum((0, 1)),
         grad_weight.sum((0, 1))[..., :rank].contiguous() if rank else grad_weight.new_empty(0),
     )
+
+
+def _backward_through_step_sizes(
+    grad_out: Tensor, grad_last_state: Tensor | None, inputs: ScanInputs, states: Tensor, chunk: int
+) -> tuple[Tensor, ...]:
+    """Differentiate with step sizes, and then their gradients, in memory: ``backward`` of inputs with a rank."""
+    assert inputs.dt_weight is not None
+    given = replace(inputs, delta=project_up(inputs.delta, inputs.dt_weight), dt_weight=None)
+    grad_u, grad_delta, *others, _ = backward(grad_out, grad_last_state, given, states, chunk)
+    by_group = grad_delta.flatten(0, 1).transpose(0, 1)
+    weight = inputs.dt_weight.to(by_group.dtype)
+    grad_coefficients = torch.unflatten(torch.bmm(by_group, weight), 1, grad_delta.shape[:2]).permute(1, 2, 0, 3)
+    grad_weight = torch.bmm(by_group.transpose(1, 2), inputs.delta.flatten(0, 1).transpose(0, 1))
+    return grad_u, _copy(grad_coefficients, inputs.delta.dtype), *others, grad_weight.float()
 
 
 def _pad_rank(weight: Tensor) -> Tensor:

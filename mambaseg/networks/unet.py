@@ -60,8 +60,10 @@ class UpBlock(nn.Module):
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """Return (B, skip_channels, 2H, 2W) of ``x`` (B, in_channels, H, W) and ``skip`` (B, skip_channels, 2H, 2W)."""
-        x = F.interpolate(self.conv1x1(x), scale_factor=2, mode="bilinear", align_corners=True)
-        out: Tensor = self.conv(torch.cat([skip, x], dim=1))
+        x = self.conv1x1(x)
+        # Autocast interpolates in float32, in which the skip and all that is joined with it would be twice as large.
+        enlarged = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True).to(x.dtype)
+        out: Tensor = self.conv(torch.cat([skip, enlarged], dim=1))
         return out
 
 

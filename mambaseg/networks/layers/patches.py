@@ -102,7 +102,7 @@ class PatchExpand(Block):
 class _MeanSquare(torch.autograd.Function):
     """The mean square over the last axis, in float32 at least.
 
-    The gradient is written in the vectors' type at once: of half of it, torch would make a float32 copy and read that
+    The gradient is made in the vectors' type at once: of half of it, torch would make a float32 copy and read that
     three times.
     """
 
@@ -110,11 +110,12 @@ class _MeanSquare(torch.autograd.Function):
     def forward(ctx: Any, vectors: Tensor) -> Tensor:
         ctx.save_for_backward(vectors)
         wide = torch.promote_types(vectors.dtype, torch.float32)
-        return torch.linalg.vector_norm(vectors, dim=-1, dtype=wide).square() / vectors.shape[-1]
+        mean: Tensor = torch.linalg.vector_norm(vectors, dim=-1, dtype=wide).square() / vectors.shape[-1]
+        return mean
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (vectors,) = ctx.saved_tensors
-        scale = grad * (2 / vectors.shape[-1])
-        return torch.mul(vectors, scale.unsqueeze(-1), out=torch.empty_like(vectors))
+        scale = (grad * (2 / vectors.shape[-1])).to(vectors.dtype)
+        return cast(Tensor, vectors * scale.unsqueeze(-1))
