@@ -56,11 +56,14 @@ def test_against_the_step_loop_on_the_same_device():
 
 @pytest.mark.parametrize(("height", "width"), [(56, 56), (28, 20), (7, 7), (1, 9), (9, 1)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_ss2d(height, width, dtype, monkeypatch):
+@pytest.mark.parametrize(("d_state", "rank", "places"), [(16, 6, 10**9), (16, 6, 0), (1, 6, 0), (1, 12, 0)])
+def test_ss2d(height, width, dtype, d_state, rank, places, monkeypatch):
+    """Backward, step sizes are made by the kernel or, where that has no room (``places``), before it."""
+    monkeypatch.setattr("mambaseg.kernels.selective_scan.triton_launch.PLACES", places)
     # A half projection rounds in another order than the truth's; TF32 would hide errors of the scan in float32.
     monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
     tolerance, gradient_tolerance = (1e-5, 1e-4) if dtype == torch.float32 else (2e-2, 5e-2)
-    inputs = map_inputs(2, 48, height, width, 16, rank=6, dtype=dtype, device="cuda")
+    inputs = map_inputs(2, 48, height, width, d_state, rank=rank, dtype=dtype, device="cuda")
     truth_inputs = in_float64(inputs)
     out, truth = ss2d(**inputs), ss2d(**truth_inputs)
     assert_close("y", out, truth, tolerance)
