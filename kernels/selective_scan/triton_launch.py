@@ -23,8 +23,9 @@ costs more than it gains. Measured with 132 multiprocessors (README.md)."""
 FULL_RATE_REGISTERS = 168
 """Registers a lane may use where they suffice: three warps a scheduler instead of two."""
 
-PLACES = 1056
-"""Programs that run at once, on 132 multiprocessors, where a lane uses all registers; others wait for a second wave."""
+BACKWARD_RANK = 8
+"""Ranks up to this are projected inside the backward pass too; for the weights of a larger one and their gradients it lacks
+registers."""
 
 
 @dataclass(frozen=True)
@@ -257,13 +258,11 @@ def backward(
     grad_out: Tensor, grad_last_state: Tensor | None, inputs: ScanInputs, states: Tensor, chunk: int
 ) -> tuple[Tensor, ...]:
     """Differentiate ``forward``; arguments and results of ``chunked.backward``."""
+    if inputs.dt_weight is not None and inputs.rank > BACKWARD_RANK:
+        return _backward_through_step_sizes(grad_out, grad_last_state, inputs, inputs.dt_weight, states, chunk)
     grad_out = inner_contiguous(grad_out)
     grad_u = torch.empty(inputs.u.shape, dtype=inputs.u.dtype, device=inputs.u.device)
     scan = _Scan.prepare(inputs, chunk, True, grad_out, grad_u)
-    # Step sizes in memory for a moment cost two products, but a kernel that only reads them has room for three programs
-    # where one that makes them has room for two. A lane with a channel of its own makes them as fast as it reads them.
-    if scan.rank and scan.plan.split > 1 and scan.programs > PLACES:
-        return _backward_through_step_sizes(grad_out, grad_last_state, inputs, states, chunk)
     inputs, plan = scan.inputs, scan.plan
     d_state, rank = inputs.d_state, scan.rank
     grad_delta = grad_u if rank else scan.empty(*inputs.delta.shape, dtype=inputs.delta.dtype)
@@ -320,15 +319,20 @@ def backward(
 
 
 def _backward_through_step_sizes(
-    grad_out: Tensor, grad_last_state: Tensor | None, inputs: ScanInputs, states: Tensor, chunk: int
+    grad_out: Tensor,
+    grad_last_state: Tensor | None,
+    inputs: ScanInputs,
+    dt_weight: Tensor,
+    states: Tensor,
+    chunk: int,
 ) -> tuple[Tensor, ...]:
-    """Differentiate with step sizes, and then their gradients, in memory: ``backward`` of inputs with a rank."""
-    assert inputs.dt_weight is not None
-    given = replace(inputs, delta=project_up(inputs.delta, inputs.dt_weight), dt_weight=None)
+    """Differentiate with step sizes, and then their gradients, in memory for as long as it takes."""
+    given = replace(inputs, delta=project_up(inputs.delta, dt_weight), dt_weight=None)
     grad_u, grad_delta, *others, _ = backward(grad_out, grad_last_state, given, states, chunk)
     by_group = grad_delta.flatten(0, 1).transpose(0, 1)
-    weight = inputs.dt_weight.to(by_group.dtype)
-    grad_coefficients = torch.unflatten(torch.bmm(by_group, weight), 1, grad_delta.shape[:2]).permute(1, 2, 0, 3)
+    grad_coefficients = torch.unflatten(
+        torch.bmm(by_group, dt_weight.to(by_group.dtype)), 1, grad_delta.shape[:2]
+    ).permute(1, 2, 0, 3)
     grad_weight = torch.bmm(by_group.transpose(1, 2), inputs.delta.flatten(0, 1).transpose(0, 1))
     return grad_u, _copy(grad_coefficients, inputs.delta.dtype), *others, grad_weight.float()
 

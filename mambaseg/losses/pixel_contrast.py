@@ -44,7 +44,9 @@ def sample_pixels(class_map: Tensor, count: int) -> PixelSample:
     """
     flat = class_map.flatten()
     usable = flat != IGNORE_INDEX
-    histogram = torch.bincount(flat, minlength=IGNORE_INDEX + 1)[: IGNORE_INDEX + 1]
+    # Not bincount, which asks the GPU for the largest value.
+    edges = torch.arange(IGNORE_INDEX + 2, dtype=torch.int32, device=flat.device)
+    histogram = torch.searchsorted(flat.int().sort().values, edges).diff()
     log_weight = -histogram.clamp(min=1).float().log()[flat]
     uniform = torch.rand(flat.shape, device=flat.device).clamp_(1e-12, 1 - 1e-7)
     score = (log_weight - torch.log(-torch.log(uniform))).masked_fill(~usable, -torch.inf)
