@@ -26,7 +26,7 @@ from matplotlib import pyplot as plt
 
 from mambaseg.callbacks.run_card import FILE_NAME
 from mambaseg.errors import InputError
-from mambaseg.experiment import read_mapping
+from mambaseg.experiment import read_mapping, students_of
 from mambaseg.io.csv_record import append_rows
 from mambaseg.lightning_cli import RESOLVED
 from mambaseg.reports.run_record import collect_series, read_card, read_rows
@@ -85,9 +85,10 @@ def check_alike(folders: Sequence[Path]) -> None:
 
 
 def configuration(folder: Path) -> dict[str, Any]:
-    """Return a run's settings, with the length of its training beside them."""
+    """Return a run's settings, with the length of its training beside them where a schedule takes that as its own."""
     config = read_mapping(folder / RESOLVED)
-    return config | {"max_steps": config["trainer"]["max_steps"]}
+    own_length = all((student.get("schedule") or {}).get("total_steps") for student in students_of(config).values())
+    return config | {"max_steps": None if own_length else config["trainer"]["max_steps"]}
 
 
 def windows(folder: Path, window: int, steps: int) -> list[dict[str, Any]]:

@@ -22,10 +22,9 @@ FEW_PROGRAMS, ENOUGH_PROGRAMS = 350, 1500
 costs more than it gains. Measured with 132 multiprocessors (README.md)."""
 FULL_RATE_REGISTERS = 168
 """Registers a lane may use where they suffice: three warps a scheduler instead of two."""
-
 BACKWARD_RANK = 8
-"""Ranks up to this are projected inside the backward pass too; for the weights of a larger one and their gradients it lacks
-registers."""
+"""Ranks up to this are projected inside the backward pass too; registers do not hold the weights of a larger one and as
+many gradients."""
 
 
 @dataclass(frozen=True)
