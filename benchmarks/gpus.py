@@ -103,12 +103,14 @@ def visible_gpus() -> list[str]:
 
 
 def read(path: Path) -> list[dict[str, str]]:
-    """Return the rows to draw: of the device measured last, of each experiment and number of GPUs the newest."""
+    """Return the rows to draw: of the device and code measured last, of each experiment and number of GPUs the newest."""
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["part"] == "weak" and row["it_per_s"]]
-    newest = {(row["experiment"], int(row["devices"])): row for row in rows if row["device"] == rows[-1]["device"]}
+    last = rows[-1] if rows else {}
+    alike = (row for row in rows if all(row[key] == last[key] for key in ("device", "code")))
+    newest = {(row["experiment"], int(row["devices"])): row for row in alike}
     return [newest[key] for key in sorted(newest)]
 
 
