@@ -103,7 +103,7 @@ def visible_gpus() -> list[str]:
 
 
 def read(path: Path) -> list[dict[str, str]]:
-    """Return the rows to draw: of the device and code measured last, of each experiment and number of GPUs the newest."""
+    """Return the rows to draw, of the last device and code: of each experiment and number of GPUs the newest."""
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as file:

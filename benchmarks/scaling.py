@@ -1,4 +1,4 @@
-"""Draw how the training step of Mamba-UNet and of Swin-UNet grows with the image, from benchmarks/results/scaling.csv.
+"""Draw how the step of Mamba-UNet, Swin-UNet and a plain ViT grows with the image, from benchmarks/results/scaling.csv.
 
     python benchmarks/scaling.py --measure [--sizes 224 512 1024]     # on the machine whose figures are wanted
     python benchmarks/scaling.py                                      # draw docs/images/scaling.png from the rows
@@ -20,7 +20,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 ROOT = Path(__file__).resolve().parents[1]
-NETWORKS = ("mamba_unet", "swin_unet")
+NETWORKS = ("mamba_unet", "swin_unet", "plain_vit")
 SAME = ("device", "precision", "batch")
 TIME = "ms a step"
 PANELS = {TIME: ("step_ms",), "peak memory, GiB": ("reserved_gib", "resident_gib")}
@@ -44,10 +44,10 @@ def main() -> None:
 
 def measure(network: str, arguments: argparse.Namespace) -> None:
     """Append a network's rows, in a process of its own; where the memory ends, its larger sizes are left out."""
-    words = ["bench", "step", "--config", str(ROOT / "benchmarks" / "scaling.yaml"), "--csv", str(arguments.csv)]
+    words = ["--config", str(ROOT / "benchmarks" / "scaling.yaml"), "--csv", str(arguments.csv)]
     words += ["--set", f"model.init_args.students.student.network={network}", "--sizes", *arguments.sizes]
     words += [f"--{word}" for word in arguments.options]
-    subprocess.run([sys.executable, "-m", "mambaseg", *words], check=False, cwd=ROOT)
+    subprocess.run([sys.executable, str(ROOT / "benchmarks" / "plain_vit.py"), *words], check=False, cwd=ROOT)
 
 
 def read(path: Path) -> list[dict[str, str]]:

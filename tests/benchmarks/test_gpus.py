@@ -86,12 +86,13 @@ def test_the_exact_experiment_has_no_random_numbers_and_on_cpus_no_batch_norm(tm
     assert shares == {"batch_labelled": 32, "batch_scribble": 0, "batch_unlabelled": 32}
 
 
-def test_only_the_newest_rows_of_one_device_are_drawn(tmp_path):
+def test_only_the_newest_rows_of_one_device_and_code_are_drawn(tmp_path):
     import gpus
 
-    row = {"part": "weak", "experiment": "semi", "device": "H100", "precision": "bf16-mixed"}
+    row = {"part": "weak", "experiment": "semi", "device": "H100", "code": "new", "precision": "bf16-mixed"}
     rows = [
         row | {"devices": 1, "it_per_s": 9, "efficiency": 1, "device": "old"},
+        row | {"devices": 4, "it_per_s": 7, "efficiency": 0.7, "code": "old"},
         row | {"devices": 2, "it_per_s": 5, "efficiency": 0.5},
         row | {"devices": 1, "it_per_s": 10, "efficiency": 1},
         row | {"devices": 2, "it_per_s": 8, "efficiency": 0.8},

@@ -2,6 +2,8 @@
 
 import csv
 import importlib.util
+import subprocess
+import sys
 
 import pytest
 
@@ -46,7 +48,22 @@ def test_its_experiment_can_be_built_with_both_networks(scaling, repository, mon
 
     monkeypatch.chdir(repository)
     path = repository / "benchmarks" / "scaling.yaml"
-    for network in scaling.NETWORKS:
+    for network in ("mamba_unet", "swin_unet"):
         overrides = [f"model.init_args.students.student.network={network}", "tracking.wandb=false"]
         cli = build(load_experiment(path, overrides), path, tmp_path, track=False)
         assert cli.model.student_configs["student"].network == network
+
+
+def test_a_plain_vit_is_timed_like_the_networks(repository, tmp_path):
+    words = ["--config", str(repository / "benchmarks" / "scaling.yaml"), "--sizes", "32", "--steps", "1"]
+    words += [
+        "--warmup",
+        "1",
+        "--set",
+        "model.init_args.students.student.network=plain_vit",
+        "--csv",
+        str(tmp_path / "r.csv"),
+    ]
+    command = [sys.executable, str(repository / "benchmarks" / "plain_vit.py"), *words]
+    subprocess.run(command, check=True, cwd=repository, timeout=120)
+    assert "plain_vit" in (tmp_path / "r.csv").read_text()
