@@ -31,7 +31,7 @@ def cases(size: str, dtypes: list[str]) -> Iterator[Case]:
         for d_state in STATES:
             for batch, channels, side in SIZES[size]:
                 rank = rank_of(channels)
-                fused = f"rank {rank}" if rank <= largest_fused_rank(d_state) else "unfused"
+                fused = f"rank {rank}" if rank <= largest_fused_rank(d_state, torch.device("cuda")) else "unfused"
                 yield Case(
                     "ss2d",
                     f"({batch}, {channels}, {side}, {side}), N={d_state}",

@@ -57,8 +57,7 @@ class ResumePoint(Checkpoint):
         if trainer.fit_loop._should_accumulate():
             return
         self._stop = self._agreed_stop(trainer)
-        finished = 0 < trainer.max_steps <= trainer.global_step
-        due = self._stop is not None or finished or trainer.global_step % self.every_n_steps == 0
+        due = self._stop is not None or _is_finished(trainer) or trainer.global_step % self.every_n_steps == 0
         self._waits_for_validation = due and _validation_follows(trainer)
         if due and not self._waits_for_validation:
             # Lightning writes the step's row after this hook; a kill in between would leave a gap in the record.
@@ -98,17 +97,22 @@ class ResumePoint(Checkpoint):
     def _agreed_stop(self, trainer: pl.Trainer) -> signal.Signals | None:
         if trainer.world_size == 1:
             return self._signals.received
-        if trainer.global_step % AGREE_EVERY:
+        finished = _is_finished(trainer)
+        if trainer.global_step % AGREE_EVERY and not finished:
             return None
-        anyone = self._asked is not None and bool(self._asked.read())
         told = torch.full((), int(self._signals.received is not None), device=trainer.strategy.root_device)
         distributed.all_reduce(told, distributed.ReduceOp.MAX)
-        self._asked = ReadLater(told)
+        before, self._asked = self._asked, ReadLater(told)
+        anyone = any(asked.read() for asked in (before, self._asked if finished else None) if asked is not None)
         return (self._signals.received or signal.SIGTERM) if anyone else None
 
 
 def _agree_on_nothing() -> None:
     pass
+
+
+def _is_finished(trainer: pl.Trainer) -> bool:
+    return 0 < trainer.max_steps <= trainer.global_step
 
 
 def _validation_follows(trainer: pl.Trainer) -> bool:

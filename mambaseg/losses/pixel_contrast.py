@@ -44,15 +44,22 @@ def sample_pixels(class_map: Tensor, count: int) -> PixelSample:
     """
     flat = class_map.flatten()
     usable = flat != IGNORE_INDEX
-    # Not bincount, which asks the GPU for the largest value.
-    edges = torch.arange(IGNORE_INDEX + 2, dtype=torch.int32, device=flat.device)
-    histogram = torch.searchsorted(flat.int().sort().values, edges).diff()
-    log_weight = -histogram.clamp(min=1).float().log()[flat]
+    log_weight = -_histogram(flat).clamp(min=1).float().log()[flat]
     uniform = torch.rand(flat.shape, device=flat.device).clamp_(1e-12, 1 - 1e-7)
     score = (log_weight - torch.log(-torch.log(uniform))).masked_fill(~usable, -torch.inf)
     chosen = score.topk(min(count, flat.numel()), sorted=False).indices
     image, *position = torch.unravel_index(chosen, class_map.shape)
     return PixelSample(image, tuple(position), flat[chosen], usable[chosen])
+
+
+def _histogram(values: Tensor) -> Tensor:
+    """Return how often each of 0 ... 255 is in ``values`` (N,), (256,)."""
+    if not values.is_cuda:
+        return torch.bincount(values, minlength=IGNORE_INDEX + 1)
+    # There, bincount would make the host wait for the largest value.
+    each = torch.arange(IGNORE_INDEX + 1, dtype=torch.uint8, device=values.device)
+    up_to = torch.searchsorted(values.to(torch.uint8).sort().values, each, right=True)
+    return torch.diff(up_to, prepend=up_to.new_zeros(1))
 
 
 def gather_at(features: Tensor, sample: PixelSample, stride: int) -> Tensor:

@@ -36,8 +36,9 @@ def convolve_and_normalise(x: Tensor, convolution: nn.Module, norm: nn.Module) -
     if norm.running_mean is None or norm.momentum is None:
         return cast(Tensor, norm(convolution(x)))
     normalised: Tensor = norm(convolution(x, add_bias=False))
-    # As data, as torch updates it too: autograd keeps the buffer, though a training's backward pass reads none of it.
-    norm.running_mean.data.add_(bias.detach(), alpha=norm.momentum)
+    # In the type in which it would have been added; as data, as torch updates it too: autograd keeps the buffer, though
+    # a training's backward pass reads none of it.
+    norm.running_mean.data.add_(bias.detach().to(normalised.dtype), alpha=norm.momentum)
     return normalised
 
 
