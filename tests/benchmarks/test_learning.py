@@ -12,6 +12,10 @@ def importable(repository, monkeypatch):
     monkeypatch.syspath_prepend(str(repository / "benchmarks"))
 
 
+def model_of(total_steps=None, network="unet"):
+    return {"init_args": {"students": {"unet": {"network": network, "schedule": {"total_steps": total_steps}}}}}
+
+
 def leave_run(folder, precision="32-true", seed=1, losses=(4.0, 2.0), dice=0.5, model=None):
     """Write what the benchmarks read of a run: a loss at each step, a validation at its end."""
     folder.mkdir(parents=True)
@@ -27,8 +31,7 @@ def leave_run(folder, precision="32-true", seed=1, losses=(4.0, 2.0), dice=0.5, 
         "packages": {"torch": "2"},
     }
     (folder / "run_card.json").write_text(json.dumps(card))
-    model = model or {"init_args": {"students": {"unet": {"network": "unet", "schedule": {"total_steps": None}}}}}
-    config = {"model": model, "data": {"class_path": "x"}, "trainer": {"max_steps": len(losses)}}
+    config = {"model": model or model_of(), "data": {"class_path": "x"}, "trainer": {"max_steps": len(losses)}}
     (folder / "config.yaml").write_text(json.dumps(config))
     return folder
 
@@ -86,12 +89,21 @@ def test_a_curve_is_placed_in_the_spread_of_others(tmp_path, monkeypatch, capsys
 
 
 def test_what_cannot_be_compared_is_said(tmp_path, monkeypatch, capsys):
-    one, two = leave_run(tmp_path / "a"), leave_run(tmp_path / "b", model={"other": 1})
+    one, two = leave_run(tmp_path / "a"), leave_run(tmp_path / "b", model=model_of(network="other"))
     assert "model not as in" in compared([one, two], tmp_path, monkeypatch, capsys)[1].err
     assert "two or more seeds in float32" in compared([one], tmp_path, monkeypatch, capsys)[1].err
     status, shown = compared([one], tmp_path, monkeypatch, capsys, window=200)
     assert (status, "fewer than --window 200" in shown.err) == (2, True)
     assert not (tmp_path / "p.csv").exists()
+
+
+@pytest.mark.parametrize(("total_steps", "refused"), [(None, True), (100, False)])
+def test_lengths_matter_where_a_schedule_takes_them(total_steps, refused, tmp_path, monkeypatch, capsys):
+    model = model_of(total_steps)
+    folders = [leave_run(tmp_path / str(seed), seed=seed, losses=[4.0] * (2 + seed), model=model) for seed in (1, 2)]
+    folders.append(leave_run(tmp_path / "c", "bf16-mixed", losses=[4.0] * 3, model=model))
+    status, shown = compared(folders, tmp_path, monkeypatch, capsys)
+    assert (status, "max_steps not as in" in shown.err) == (2 if refused else 0, refused)
 
 
 def test_two_runs_of_one_name_are_refused(tmp_path, monkeypatch, capsys):
