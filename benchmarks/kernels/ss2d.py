@@ -12,7 +12,7 @@ from case import OURS, Case, Provider
 from torch import Tensor
 
 from mambaseg.kernels import cross_merge, cross_scan, selective_scan, ss2d
-from mambaseg.kernels.selective_scan.op import largest_fused_rank
+from mambaseg.kernels.selective_scan.op import FUSED_RANK
 from mambaseg.kernels.ss2d import ss2d_reference
 from mambaseg.kernels.ss2d.reference import scan_sequences
 
@@ -31,7 +31,7 @@ def cases(size: str, dtypes: list[str]) -> Iterator[Case]:
         for d_state in STATES:
             for batch, channels, side in SIZES[size]:
                 rank = rank_of(channels)
-                fused = f"rank {rank}" if rank <= largest_fused_rank(d_state, torch.device("cuda")) else "unfused"
+                fused = f"rank {rank}" if rank <= FUSED_RANK else "unfused"
                 yield Case(
                     "ss2d",
                     f"({batch}, {channels}, {side}, {side}), N={d_state}",

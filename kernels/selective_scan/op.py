@@ -21,15 +21,8 @@ from mambaseg.kernels.selective_scan.reference import grouped_scan_reference
 CPU_CHUNK = 32
 SMALL_CPU_CHUNK = 256
 GPU_CHUNK = 64
-FUSED_RANK, FUSED_RANK_OF_FEW_STATES = 16, 8
+FUSED_RANK = 16
 """Ranks up to this are projected inside the scan; a larger projection is faster as a matrix product (README.md)."""
-FEW_STATES = 8
-"""Below, a lane of a GPU has channels of its own, whose weights it holds alone."""
-
-
-def largest_fused_rank(d_state: int, device: torch.device) -> int:
-    """Return up to which rank step sizes are made inside the scan."""
-    return FUSED_RANK_OF_FEW_STATES if device.type == "cuda" and d_state < FEW_STATES else FUSED_RANK
 
 
 def chunk_length(u: Tensor, A: Tensor) -> int:
@@ -83,7 +76,7 @@ def grouped_scan(
     """
     if backend.forced_backend() == "reference":
         return grouped_scan_reference(u, delta, A, B, C, D, delta_bias, dt_weight, order, delta_softplus, map_height)
-    if dt_weight is not None and dt_weight.shape[-1] > largest_fused_rank(A.shape[-1], u.device):
+    if dt_weight is not None and dt_weight.shape[-1] > FUSED_RANK:
         delta, dt_weight = project_up(delta, dt_weight), None
     inputs = (u, delta, A, B, C, D, delta_bias, dt_weight)
     save_states = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from mambaseg.kernels.backend import interpreting
 from mambaseg.kernels.launch import inner_contiguous, launch, on_device, refuse_float64
-from mambaseg.kernels.selective_scan.inputs import ScanInputs, project_up
+from mambaseg.kernels.selective_scan.inputs import ScanInputs
 from mambaseg.kernels.selective_scan.triton_backward import selective_scan_bwd_kernel
 from mambaseg.kernels.selective_scan.triton_forward import segment_ends_kernel, selective_scan_fwd_kernel
 
@@ -22,9 +22,10 @@ FEW_PROGRAMS, ENOUGH_PROGRAMS = 350, 1500
 costs more than it gains. Measured with 132 multiprocessors (README.md)."""
 FULL_RATE_REGISTERS = 168
 """Registers a lane may use where they suffice: three warps a scheduler instead of two."""
-BACKWARD_RANK = 8
-"""Ranks up to this are projected inside the backward pass too; registers do not hold the weights of a larger one and as
-many gradients."""
+ROOMY_RANK = 8
+"""Ranks up to this fit in a lane's registers beside what a backward pass holds, or beside whole channels of a lane."""
+FEW_STATES = 8
+"""Below, a lane has channels of its own, whose weights it holds alone."""
 
 
 @dataclass(frozen=True)
@@ -220,6 +221,8 @@ class _Scan:
 
 def forward(inputs: ScanInputs, chunk: int, save_states: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Scan; arguments and results of ``chunked.forward``."""
+    if inputs.rank > ROOMY_RANK and inputs.d_state < FEW_STATES:
+        inputs = _with_step_sizes(inputs)
     out = torch.empty(inputs.u.shape, dtype=inputs.u.dtype, device=inputs.u.device)
     scan = _Scan.prepare(inputs, chunk, False, out)
     inputs = scan.inputs
@@ -257,8 +260,8 @@ def backward(
     grad_out: Tensor, grad_last_state: Tensor | None, inputs: ScanInputs, states: Tensor, chunk: int
 ) -> tuple[Tensor, ...]:
     """Differentiate ``forward``; arguments and results of ``chunked.backward``."""
-    if inputs.dt_weight is not None and inputs.rank > BACKWARD_RANK:
-        return _backward_through_step_sizes(grad_out, grad_last_state, inputs, inputs.dt_weight, states, chunk)
+    if inputs.rank > ROOMY_RANK:
+        return _backward_through_step_sizes(grad_out, grad_last_state, inputs, states, chunk)
     grad_out = inner_contiguous(grad_out)
     grad_u = torch.empty(inputs.u.shape, dtype=inputs.u.dtype, device=inputs.u.device)
     scan = _Scan.prepare(inputs, chunk, True, grad_out, grad_u)
@@ -317,20 +320,21 @@ def backward(
     )
 
 
+def _with_step_sizes(inputs: ScanInputs) -> ScanInputs:
+    """Return inputs whose step sizes are in memory, for as long as a pass takes."""
+    return replace(inputs, delta=inputs.step_sizes(), dt_weight=None)
+
+
 def _backward_through_step_sizes(
-    grad_out: Tensor,
-    grad_last_state: Tensor | None,
-    inputs: ScanInputs,
-    dt_weight: Tensor,
-    states: Tensor,
-    chunk: int,
+    grad_out: Tensor, grad_last_state: Tensor | None, inputs: ScanInputs, states: Tensor, chunk: int
 ) -> tuple[Tensor, ...]:
-    """Differentiate with step sizes, and then their gradients, in memory for as long as it takes."""
-    given = replace(inputs, delta=project_up(inputs.delta, dt_weight), dt_weight=None)
+    """Differentiate with step sizes, and then their gradients, in memory."""
+    assert inputs.dt_weight is not None
+    given = _with_step_sizes(inputs)
     grad_u, grad_delta, *others, _ = backward(grad_out, grad_last_state, given, states, chunk)
     by_group = grad_delta.flatten(0, 1).transpose(0, 1)
     grad_coefficients = torch.unflatten(
-        torch.bmm(by_group, dt_weight.to(by_group.dtype)), 1, grad_delta.shape[:2]
+        torch.bmm(by_group, inputs.dt_weight.to(by_group.dtype)), 1, grad_delta.shape[:2]
     ).permute(1, 2, 0, 3)
     grad_weight = torch.bmm(by_group.transpose(1, 2), inputs.delta.flatten(0, 1).transpose(0, 1))
     return grad_u, _copy(grad_coefficients, inputs.delta.dtype), *others, grad_weight.float()

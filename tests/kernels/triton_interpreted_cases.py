@@ -132,12 +132,14 @@ def test_ss2d(plan, size, monkeypatch):
         assert_close(f"d{name}", grad, expected[name], 1e-4)
 
 
-def test_ss2d_with_step_sizes_in_memory_for_the_backward_pass(monkeypatch):
-    """What a GPU does with larger ranks."""
-    monkeypatch.setattr(triton_launch, "BACKWARD_RANK", 2)
-    inputs = map_inputs(2, 5, 3, 4, 4, rank=3, dtype=torch.float32)
+@pytest.mark.parametrize("d_state", [8, 1])
+def test_ss2d_with_step_sizes_in_memory(d_state, monkeypatch):
+    """What a GPU does with larger ranks: backward, and with few states forward too."""
+    monkeypatch.setattr(triton_launch, "ROOMY_RANK", 2)
+    inputs = map_inputs(2, 5, 3, 4, d_state, rank=3, dtype=torch.float32)
     truth_inputs = in_float64(inputs)
     out, truth = ss2d(**inputs), ss2d_reference(**truth_inputs)
+    assert_close("y", out, truth, 1e-5)
     expected = gradients(truth, truth_inputs)
     for name, grad in gradients(out, inputs).items():
         assert_close(f"d{name}", grad, expected[name], 1e-4)
