@@ -25,6 +25,7 @@ from pathlib import Path
 
 import matplotlib
 import torch
+from newest import newest
 from several_gpus.bench import Bench
 from several_gpus.facts import SETTLE
 from several_gpus.launcher import ROOT, Launcher
@@ -108,10 +109,7 @@ def read(path: Path) -> list[dict[str, str]]:
         return []
     with path.open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["part"] == "weak" and row["it_per_s"]]
-    last = rows[-1] if rows else {}
-    alike = (row for row in rows if all(row[key] == last[key] for key in ("device", "code")))
-    newest = {(row["experiment"], int(row["devices"])): row for row in alike}
-    return [newest[key] for key in sorted(newest)]
+    return newest(rows, ("device", "code"), lambda row: (row["experiment"], int(row["devices"])))
 
 
 def draw(rows: list[dict[str, str]], output: Path) -> None:

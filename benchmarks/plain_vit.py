@@ -1,6 +1,8 @@
-"""A plain ViT, all of whose patches look at each other, beside the networks of ``mambaseg bench step``; see scaling.py.
+"""A plain ViT, all of whose patches look at each other, beside the networks of ``mambaseg bench step``.
 
-python benchmarks/plain_vit.py --config EXP --set model.init_args.students.student.network=plain_vit
+    python benchmarks/plain_vit.py --config EXP --set model.init_args.students.student.network=plain_vit
+
+``scaling.py`` runs it so.
 """
 
 import sys

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+from newest import newest
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -54,9 +55,7 @@ def read(path: Path) -> list[dict[str, str]]:
     """Return the rows that belong together."""
     with path.open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["networks"] in NETWORKS]
-    alike = [row for row in rows if all(row[column] == rows[-1][column] for column in SAME)]
-    newest = {(row["networks"], int(row["pixels"])): row for row in alike}
-    return [newest[key] for key in sorted(newest)]
+    return newest(rows, SAME, lambda row: (row["networks"], int(row["pixels"])))
 
 
 def draw(rows: list[dict[str, str]], output: Path) -> None:

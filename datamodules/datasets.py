@@ -1,11 +1,12 @@
 """Samples read from a case source: training slices and whole cases."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from mambaseg.datamodules.batch import IGNORE_INDEX, Batch, Supervision
@@ -47,8 +48,8 @@ def collate(samples: Sequence[Sample]) -> Batch:
     widens them where they arrive.
     """
     batch: Batch = {
-        "image": torch.from_numpy(np.stack([sample.image for sample in samples])),
-        "label": torch.from_numpy(np.stack([sample.label for sample in samples])),
+        "image": _stacked([sample.image for sample in samples]),
+        "label": _stacked([sample.label for sample in samples]),
         "supervision": torch.tensor([int(sample.supervision) for sample in samples]),
         "case_id": [sample.case_id for sample in samples],
         "spacing_mm": [tuple(float(step) for step in sample.spacing_mm) for sample in samples],
@@ -56,10 +57,10 @@ def collate(samples: Sequence[Sample]) -> Batch:
     }
     strong = [sample.image_strong for sample in samples if sample.image_strong is not None]
     if strong:
-        batch["image_strong"] = torch.from_numpy(np.stack(strong))
+        batch["image_strong"] = _stacked(strong)
     audit = [sample.audit_label for sample in samples if sample.audit_label is not None]
     if audit:
-        batch["audit_label"] = torch.from_numpy(np.stack(audit))
+        batch["audit_label"] = _stacked(audit)
     return batch
 
 
@@ -216,3 +217,7 @@ def check_array(source: CaseSource, case_id: str, kind: ArrayKind, purpose: str)
 def spacing_or_nan(source: CaseSource, case_id: str) -> tuple[float, float, float]:
     """Return the spacing in mm along (z, y, x), NaN where it is unknown."""
     return source.spacing_mm(case_id) or (float("nan"), float("nan"), float("nan"))
+
+
+def _stacked(arrays: Sequence[NDArray[Any]]) -> Tensor:
+    return torch.from_numpy(np.stack(arrays))

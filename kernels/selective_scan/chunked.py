@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mambaseg.kernels.selective_scan.inputs import ScanInputs
+from mambaseg.kernels.selective_scan.inputs import ScanInputs, project_down
 from mambaseg.kernels.selective_scan.recurrence import recur_
 
 STEP_ELEMENTS = 1 << 15
@@ -85,7 +85,7 @@ def backward(
     grad_D = torch.linalg.vecdot(grad_y, scan.u, dim=0).sum(0)
     grad_delta = grad_dt.mul_(scan.raw_dt.sigmoid()) if inputs.delta_softplus else grad_dt
     grad_bias = grad_delta.sum((0, 1))
-    grad_delta, grad_weight = _project_down(scan.to_positions(grad_delta), inputs)
+    grad_delta, grad_weight = project_down(scan.to_positions(grad_delta), inputs)
     return (
         scan.to_positions(grad_u).to(inputs.u.dtype),
         grad_delta.to(inputs.delta.dtype),
@@ -188,17 +188,6 @@ class _Gradients:
         self.A.add_(torch.mul(grad_exponent, scan.dt[steps, rows].unsqueeze(-2), out=product).sum((0, 1)))
         self.dt[steps, rows] = grad_exponent.mul_(scan.A).sum(-2)
         return carry
-
-
-def _project_down(grad_delta: Tensor, inputs: ScanInputs) -> tuple[Tensor, Tensor]:
-    """Differentiate ``project_up``: return the gradients of ``inputs.delta`` and of its weight."""
-    if inputs.dt_weight is None:
-        return grad_delta, grad_delta.new_empty(0)
-    weight, coefficients = inputs.dt_weight.to(grad_delta.dtype), inputs.delta.to(grad_delta.dtype)
-    return (
-        torch.einsum("blgd,gdr->blgr", grad_delta, weight).contiguous(),
-        torch.einsum("blgd,blgr->gdr", grad_delta, coefficients).contiguous(),
-    )
 
 
 def _in_order(tensor: Tensor, order: Tensor | None, dtype: torch.dtype) -> Tensor:

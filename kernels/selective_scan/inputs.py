@@ -77,3 +77,19 @@ def project_up(coefficients: Tensor, weight: Tensor) -> Tensor:
     by_group = coefficients.flatten(0, 1).transpose(0, 1)
     delta = torch.bmm(by_group, weight.to(coefficients.dtype).transpose(1, 2))
     return torch.unflatten(delta, 1, coefficients.shape[:2]).permute(1, 2, 0, 3)
+
+
+def project_down(grad_delta: Tensor, inputs: ScanInputs) -> tuple[Tensor, Tensor]:
+    """Differentiate ``ScanInputs.step_sizes``: return the gradients of ``inputs.delta`` and of its weight.
+
+    Args:
+        grad_delta: (batch, L, G, D).
+        inputs: What the step sizes were made of; where they are given themselves, the weight's gradient is empty.
+    """
+    if inputs.dt_weight is None:
+        return grad_delta, grad_delta.new_empty(0)
+    weight, coefficients = inputs.dt_weight.to(grad_delta.dtype), inputs.delta.to(grad_delta.dtype)
+    return (
+        torch.einsum("blgd,gdr->blgr", grad_delta, weight).contiguous(),
+        torch.einsum("blgd,blgr->gdr", grad_delta, coefficients).contiguous(),
+    )

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from mambaseg.kernels.backend import interpreting
 from mambaseg.kernels.launch import inner_contiguous, launch, on_device, refuse_float64
-from mambaseg.kernels.selective_scan.inputs import ScanInputs
+from mambaseg.kernels.selective_scan.inputs import ScanInputs, project_down
 from mambaseg.kernels.selective_scan.triton_backward import selective_scan_bwd_kernel
 from mambaseg.kernels.selective_scan.triton_forward import segment_ends_kernel, selective_scan_fwd_kernel
 
@@ -329,15 +329,9 @@ def _backward_through_step_sizes(
     grad_out: Tensor, grad_last_state: Tensor | None, inputs: ScanInputs, states: Tensor, chunk: int
 ) -> tuple[Tensor, ...]:
     """Differentiate with step sizes, and then their gradients, in memory."""
-    assert inputs.dt_weight is not None
-    given = _with_step_sizes(inputs)
-    grad_u, grad_delta, *others, _ = backward(grad_out, grad_last_state, given, states, chunk)
-    by_group = grad_delta.flatten(0, 1).transpose(0, 1)
-    grad_coefficients = torch.unflatten(
-        torch.bmm(by_group, inputs.dt_weight.to(by_group.dtype)), 1, grad_delta.shape[:2]
-    ).permute(1, 2, 0, 3)
-    grad_weight = torch.bmm(by_group.transpose(1, 2), inputs.delta.flatten(0, 1).transpose(0, 1))
-    return grad_u, _copy(grad_coefficients, inputs.delta.dtype), *others, grad_weight.float()
+    grad_u, grad_delta, *others, _ = backward(grad_out, grad_last_state, _with_step_sizes(inputs), states, chunk)
+    grad_coefficients, grad_weight = project_down(grad_delta, inputs)
+    return grad_u, grad_coefficients, *others, grad_weight.float()
 
 
 def _pad_rank(weight: Tensor) -> Tensor:

@@ -103,7 +103,7 @@ class ResumePoint(Checkpoint):
         told = torch.full((), int(self._signals.received is not None), device=trainer.strategy.root_device)
         distributed.all_reduce(told, distributed.ReduceOp.MAX)
         before, self._asked = self._asked, ReadLater(told)
-        anyone = any(asked.read() for asked in (before, self._asked if finished else None) if asked is not None)
+        anyone = (before is not None and before.read()) or (finished and self._asked.read())
         return (self._signals.received or signal.SIGTERM) if anyone else None
 
 

@@ -9,7 +9,8 @@ import pytest
 
 
 @pytest.fixture
-def scaling(repository):
+def scaling(repository, monkeypatch):
+    monkeypatch.syspath_prepend(str(repository / "benchmarks"))
     spec = importlib.util.spec_from_file_location("scaling", repository / "benchmarks" / "scaling.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -20,6 +20,20 @@ def assert_close(name: str, actual: Tensor, expected: Tensor, tolerance: float) 
     assert error <= tolerance, f"{name}: relative RMS error {error:.2e} exceeds {tolerance:.0e}"
 
 
+def poison_allocations(monkeypatch: Any) -> None:
+    """Allocate outputs full of NaN: an address that no program writes shows."""
+
+    def poisoned(allocate):
+        def allocate_poisoned(*given, **options):
+            tensor = allocate(*given, **options)
+            return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
+
+        return allocate_poisoned
+
+    for name in ("empty", "empty_like"):
+        monkeypatch.setattr(torch, name, poisoned(getattr(torch, name)))
+
+
 def scan_inputs(
     batch: int,
     dim: int,

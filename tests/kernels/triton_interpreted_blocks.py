@@ -29,7 +29,7 @@ from tests.kernels.block_cases import (
     norm_gate_inputs,
     update_inputs,
 )
-from tests.kernels.scan_cases import assert_close, gradients, in_float64
+from tests.kernels.scan_cases import assert_close, gradients, in_float64, poison_allocations
 
 
 @pytest.fixture(autouse=True)
@@ -55,17 +55,7 @@ def _count_launches(monkeypatch):
 
 @pytest.fixture
 def _poisoned(monkeypatch):
-    """Allocate outputs full of NaN: an address that no program writes shows."""
-
-    def poisoned(allocate):
-        def allocate_poisoned(*given, **options):
-            tensor = allocate(*given, **options)
-            return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
-
-        return allocate_poisoned
-
-    for name in ("empty", "empty_like"):
-        monkeypatch.setattr(torch, name, poisoned(getattr(torch, name)))
+    poison_allocations(monkeypatch)
 
 
 def _compare(operator, reference, inputs, tolerance, **options):

@@ -17,7 +17,15 @@ from mambaseg.kernels.selective_scan import (
 from mambaseg.kernels.selective_scan.triton_launch import Plan
 from mambaseg.kernels.ss2d import ss2d_reference
 from mambaseg.kernels.ss3d import ss3d_reference
-from tests.kernels.scan_cases import assert_close, gradients, in_float64, map_inputs, scan_inputs, volume_inputs
+from tests.kernels.scan_cases import (
+    assert_close,
+    gradients,
+    in_float64,
+    map_inputs,
+    poison_allocations,
+    scan_inputs,
+    volume_inputs,
+)
 
 
 def _compare(inputs, tolerance, gradient_tolerance, softplus=True):
@@ -29,6 +37,15 @@ def _compare(inputs, tolerance, gradient_tolerance, softplus=True):
     expected = gradients(truth, truth_inputs, truth_last)
     for name, grad in gradients(out, inputs, last).items():
         assert_close(f"d{name}", grad, expected[name], gradient_tolerance)
+
+
+def _compare_maps(operator, reference, inputs, **options):
+    truth_inputs = in_float64(inputs)
+    out, truth = operator(**inputs, **options), reference(**truth_inputs, **options)
+    assert_close("y", out, truth, 1e-5)
+    expected = gradients(truth, truth_inputs)
+    for name, grad in gradients(out, inputs).items():
+        assert_close(f"d{name}", grad, expected[name], 1e-4)
 
 
 @pytest.fixture(autouse=True)
@@ -124,12 +141,7 @@ def test_ss2d(plan, size, monkeypatch):
         monkeypatch.setattr(triton_launch, "choose_plan", lambda *_, **__: plan)
         monkeypatch.setattr(op, "CPU_CHUNK", 8)
     inputs = map_inputs(1, 5, *size, 4, rank=3, dtype=torch.float32)
-    truth_inputs = in_float64(inputs)
-    out, truth = ss2d(**inputs), ss2d_reference(**truth_inputs)
-    assert_close("y", out, truth, 1e-5)
-    expected = gradients(truth, truth_inputs)
-    for name, grad in gradients(out, inputs).items():
-        assert_close(f"d{name}", grad, expected[name], 1e-4)
+    _compare_maps(ss2d, ss2d_reference, inputs)
 
 
 @pytest.mark.parametrize("d_state", [8, 1])
@@ -137,35 +149,18 @@ def test_ss2d_with_step_sizes_in_memory(d_state, monkeypatch):
     """What a GPU does with larger ranks: backward, and with few states forward too."""
     monkeypatch.setattr(triton_launch, "ROOMY_RANK", 2)
     inputs = map_inputs(2, 5, 3, 4, d_state, rank=3, dtype=torch.float32)
-    truth_inputs = in_float64(inputs)
-    out, truth = ss2d(**inputs), ss2d_reference(**truth_inputs)
-    assert_close("y", out, truth, 1e-5)
-    expected = gradients(truth, truth_inputs)
-    for name, grad in gradients(out, inputs).items():
-        assert_close(f"d{name}", grad, expected[name], 1e-4)
+    _compare_maps(ss2d, ss2d_reference, inputs)
 
 
 def test_ss3d():
     """The kernels read a table of positions."""
     inputs = volume_inputs(1, 3, (2, 3, 2), 2, directions=3, dtype=torch.float32)
     directions = ("dhw", "-wdh", "hwd")
-    truth_inputs = in_float64(inputs)
-    out, truth = ss3d(**inputs, directions=directions), ss3d_reference(**truth_inputs, directions=directions)
-    assert_close("y", out, truth, 1e-5)
-    expected = gradients(truth, truth_inputs)
-    for name, grad in gradients(out, inputs).items():
-        assert_close(f"d{name}", grad, expected[name], 1e-4)
+    _compare_maps(ss3d, ss3d_reference, inputs, directions=directions)
 
 
 def test_every_output_is_written(monkeypatch):
-    """Allocate outputs full of NaN: an address that no program writes shows."""
-    empty = torch.empty
-
-    def poisoned(*shape, **options):
-        tensor = empty(*shape, **options)
-        return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
-
-    monkeypatch.setattr(triton_launch.torch, "empty", poisoned)
+    poison_allocations(monkeypatch)
     _compare(scan_inputs(1, 9, 7, 3, 1, dtype=torch.float32), 1e-5, 1e-4)
 
 

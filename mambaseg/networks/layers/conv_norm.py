@@ -31,9 +31,12 @@ def convolve_and_normalise(x: Tensor, convolution: nn.Module, norm: nn.Module) -
     """
     assert isinstance(convolution, ConvBeforeNorm)
     bias = convolution.bias
-    if bias is None or not (norm.training and isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm)):
-        return cast(Tensor, norm(convolution(x)))
-    if norm.running_mean is None or norm.momentum is None:
+    if (
+        bias is None
+        or not (norm.training and isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm))
+        or norm.running_mean is None
+        or norm.momentum is None
+    ):
         return cast(Tensor, norm(convolution(x)))
     normalised: Tensor = norm(convolution(x, add_bias=False))
     # In the type in which it would have been added; as data, as torch updates it too: autograd keeps the buffer, though
