@@ -15,9 +15,9 @@ from mambaseg.callbacks.read_later import ReadLater
 from mambaseg.callbacks.stop_signals import StoppedError, StopSignals, requeue_job
 from mambaseg.io.checkpoint_file import remove_unfinished
 
-AGREE_EVERY = 5
-"""Several processes ask each other once in so many steps whether one was told to stop. They read the answer as many
-steps later, when it is long there."""
+AGREE_EVERY = 10
+"""Several processes can stop once in so many steps. Half as many before, they ask each other whether one was told to:
+the answer is long there when it is read."""
 
 
 class ResumePoint(Checkpoint):
@@ -97,14 +97,14 @@ class ResumePoint(Checkpoint):
     def _agreed_stop(self, trainer: pl.Trainer) -> signal.Signals | None:
         if trainer.world_size == 1:
             return self._signals.received
-        finished = _is_finished(trainer)
-        if trainer.global_step % AGREE_EVERY and not finished:
+        finished, place = _is_finished(trainer), trainer.global_step % AGREE_EVERY
+        if finished or place == AGREE_EVERY // 2:
+            told = torch.full((), int(self._signals.received is not None), device=trainer.strategy.root_device)
+            distributed.all_reduce(told, distributed.ReduceOp.MAX)
+            self._asked = ReadLater(told)
+        if not (finished or place == 0) or self._asked is None or not self._asked.read():
             return None
-        told = torch.full((), int(self._signals.received is not None), device=trainer.strategy.root_device)
-        distributed.all_reduce(told, distributed.ReduceOp.MAX)
-        before, self._asked = self._asked, ReadLater(told)
-        anyone = (before is not None and before.read()) or (finished and self._asked.read())
-        return (self._signals.received or signal.SIGTERM) if anyone else None
+        return self._signals.received or signal.SIGTERM
 
 
 def _agree_on_nothing() -> None:
