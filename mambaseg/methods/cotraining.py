@@ -14,6 +14,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from mambaseg.datamodules.batch import Batch, Supervision, kinds_of
 from mambaseg.errors import InputError
@@ -22,6 +23,7 @@ from mambaseg.methods.components.ema_teacher import EmaTeacher
 from mambaseg.methods.components.on_exception import OnException
 from mambaseg.methods.components.optimizers import JointOptimizer, StudentConfig, build_optimizer, build_schedule
 from mambaseg.methods.components.pseudo_label_quality import pseudo_label_quality
+from mambaseg.methods.components.replicas import Replicas
 from mambaseg.methods.components.student_graphs import StudentGraphs
 from mambaseg.methods.components.student_output import StudentOutput
 from mambaseg.metrics.case_scores import CaseScores
@@ -96,6 +98,7 @@ class CoTrainingModule(L.LightningModule, ABC):
         # Of a step's samples, over processes and accumulated batches: the part that this batch is.
         self.part_of_step = 0
         self._graphs: StudentGraphs | None = None
+        self._replicas: Replicas | None = None
         self.last_scores: list[CaseScore] = []
 
     @property
@@ -233,7 +236,20 @@ class CoTrainingModule(L.LightningModule, ABC):
         # Anomaly detection reads every gradient, which no recording allows.
         recordable = whole and not getattr(self.trainer, "_detect_anomaly", False)
         if self.cuda_graphs and recordable and self.device.type == "cuda":
-            self._graphs = StudentGraphs(self.networks)
+            ddp = self.trainer.strategy.model
+            self._graphs = StudentGraphs(self.networks, gathered=isinstance(ddp, DistributedDataParallel))
+            if isinstance(ddp, DistributedDataParallel):
+                self._replicas = Replicas(ddp, self, self._graphs)
+
+    def on_validation_start(self) -> None:
+        """Score the same networks in every process."""
+        if self._replicas is not None:
+            self._replicas.share_buffers()
+
+    def on_train_end(self) -> None:
+        """Leave the same networks in every process."""
+        if self._replicas is not None:
+            self._replicas.share_buffers()
 
     def on_fit_end(self) -> None:
         """Give the graphs' memory back."""
@@ -247,7 +263,7 @@ class CoTrainingModule(L.LightningModule, ABC):
         """Give the graphs' memory back; the students run plain passes until the next ``fit``."""
         if self._graphs is not None:
             self._graphs.release()
-            self._graphs = None
+            self._graphs = self._replicas = None
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed dropout and pixel sampling from the place in the run: a resumed run draws what the first would have."""
@@ -257,6 +273,13 @@ class CoTrainingModule(L.LightningModule, ABC):
         torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> np.uint64(1)))
         if self._graphs is not None:
             self._graphs.start_step()
+        if self._replicas is not None:
+            self._replicas.start_step(takes_over=self.trainer.accumulate_grad_batches == 1)
+
+    def on_after_backward(self) -> None:
+        """Average the gradients over processes, where DDP does not."""
+        if self._replicas is not None:
+            self._replicas.average()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the summed loss of one batch."""

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from mambaseg.methods.components import student_graphs
-from mambaseg.methods.components.student_graphs import Pass, StudentGraphs, can_be_recorded
+from mambaseg.methods.components.recorded_passes import Pass
+from mambaseg.methods.components.student_graphs import StudentGraphs, can_be_recorded
 from mambaseg.networks import SegmentationNetwork, create_network, list_networks
 from tests.networks.test_sweep import small
 
@@ -67,19 +68,23 @@ def train(networks: Networks, graphs: StudentGraphs | None, precision: torch.dty
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", NAMES)
-def test_training_by_graphs_equals_plain_training(name: str, precision: torch.dtype) -> None:
-    one, other = students(name), students(name)
+@pytest.mark.parametrize("gathered", [False, True])
+@pytest.mark.parametrize("names", [*((name,) for name in NAMES), NAMES])
+def test_training_by_graphs_equals_plain_training(
+    names: tuple[str, ...], gathered: bool, precision: torch.dtype
+) -> None:
+    one, other = students(*names), students(*names)
     expected = train(one, None, precision)
-    found = train(other, StudentGraphs(other), precision)
+    found = train(other, StudentGraphs(other, gathered), precision)
     # Not bit-equal: convolutions add up their gradients in no fixed order.
     assert found == pytest.approx(expected, rel=1e-3 if precision == torch.float32 else 2e-2)
-    for (key, a), b in zip(one[name].state_dict().items(), other[name].state_dict().values(), strict=True):
-        if key.endswith("num_batches_tracked"):
-            assert a == b  # recording must not count as training
-        else:
-            error = (a.float() - b.float()).norm() / a.float().norm().clamp(min=0.5)
-            assert error < (1e-2 if precision == torch.float32 else 5e-2), key
+    for name in names:
+        for (key, a), b in zip(one[name].state_dict().items(), other[name].state_dict().values(), strict=True):
+            if key.endswith("num_batches_tracked"):
+                assert a == b  # recording must not count as training
+            else:
+                error = (a.float() - b.float()).norm() / a.float().norm().clamp(min=0.5)
+                assert error < (1e-2 if precision == torch.float32 else 5e-2), f"{name}: {key}"
 
 
 @pytest.mark.gpu
@@ -104,12 +109,34 @@ def test_recording_leaves_random_states_and_buffers_alone() -> None:
     before = {key: value.clone() for key, value in networks["unet"].named_buffers()}
     torch.manual_seed(7)
     graphs = StudentGraphs(networks)
-    graphs._recorded("unet", images(0))
+    graphs._recorded(images(0))
     drawn = torch.rand(3, device="cuda")
     torch.manual_seed(7)
     torch.testing.assert_close(drawn, torch.rand(3, device="cuda"), rtol=0, atol=0)
     for key, value in networks["unet"].named_buffers():
         torch.testing.assert_close(value, before[key], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("gathered", [False, True])
+def test_students_recorded_together_learn_what_they_learn_alone(pretended_gpu: None, gathered: bool) -> None:
+    networks = {name: small(name).train() for name in ("unet", "mamba_unet")}
+    image = torch.randn(2, 1, SIZE, SIZE)
+    graphs = StudentGraphs(networks, gathered)
+    runs = {"plain": lambda: plain(networks, image), "recorded": lambda: graphs(image)}
+    outputs, grads = {}, {}
+    for run, outputs_of in runs.items():
+        torch.manual_seed(3)
+        outputs[run] = outputs_of()
+        torch.stack([logits.square().mean() for logits, _ in outputs[run].values()]).sum().backward()
+        grads[run] = [p.grad for network in networks.values() for p in network.parameters()]
+        for network in networks.values():
+            network.zero_grad()
+    # The recorded backward pass was computed with gradients of zero, so only where its results lie can be seen here.
+    assert [grad.shape for grad in grads["recorded"]] == [grad.shape for grad in grads["plain"]]
+    memory = {grad.untyped_storage().data_ptr() for grad in grads["recorded"]}
+    assert memory == {flat.data_ptr() for flat in graphs.gathered} if gathered else len(memory) > len(networks)
+    for name in networks:
+        assert outputs["recorded"][name][0].shape == outputs["plain"][name][0].shape
 
 
 @pytest.mark.gpu
@@ -231,7 +258,7 @@ def test_students_side_by_side_do_not_write_into_each_other() -> None:
             graphs.start_step()
             for name, outputs in graphs(image).items():
                 torch.testing.assert_close(outputs[0], expected[name][0], rtol=2e-2, atol=2e-2)
-    assert len({recorded.stream for recorded in graphs._passes.values()}) == len(networks)
+    assert len(graphs._streams) == len(networks)
 
 
 @pytest.mark.gpu
@@ -278,14 +305,15 @@ def test_what_is_recorded_is_the_plain_pass_without_its_parameters(name: str, pr
 
 @pytest.fixture
 def recorded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the students of which a pass is recorded; nothing is, so it needs no GPU."""
+    """Names of the students of which passes are recorded; nothing is, so it needs no GPU."""
     made: list[str] = []
 
-    class NoPass:
-        def __init__(self, run: object, image: Tensor, stream: str) -> None:
-            made.append(stream)
+    class NoPasses:
+        def __init__(self, runs: dict[str, Pass], image: Tensor, streams: dict[str, str], gathered: bool) -> None:
+            assert list(runs) == list(streams) == list(streams.values())
+            made.extend(runs)
 
-    monkeypatch.setattr(student_graphs, "RecordedPass", NoPass)
+    monkeypatch.setattr(student_graphs, "RecordedPasses", NoPasses)
     monkeypatch.setattr(StudentGraphs, "_stream", lambda graphs, name, device: name)
     return made
 
@@ -299,7 +327,7 @@ def test_other_trained_layers_make_another_pass(recorded: list[str]) -> None:
     for frozen in (first, second, first):
         network.requires_grad_(True)
         frozen.requires_grad_(False)
-        passes.append(graphs._recorded("unet", torch.zeros(2, 1, 32, 32)))
+        passes.append(graphs._recorded(torch.zeros(2, 1, 32, 32)))
     assert passes[0] is passes[2] is not passes[1]
     assert recorded == ["unet", "unet"]
 
@@ -309,7 +337,7 @@ def test_images_of_many_sizes_run_the_plain_pass(recorded: list[str]) -> None:
     assert isinstance(network, SegmentationNetwork)
     graphs = StudentGraphs({"unet": network})
     sizes = range(1, student_graphs.MOST_PASSES + 2)
-    *some, last = [graphs._recorded("unet", torch.zeros(size, 1, 32, 32)) for size in sizes]
+    *some, last = [graphs._recorded(torch.zeros(size, 1, 32, 32)) for size in sizes]
     assert None not in some
     assert last is None
 
@@ -324,6 +352,6 @@ def test_recomputed_and_synchronised_networks_are_not_recorded(recorded: list[st
     assert can_be_recorded(plain_unet)
     assert not any(can_be_recorded(network) for network in (recomputed, stages, synchronised))
     graphs = StudentGraphs({"recomputed": recomputed, "unet": plain_unet})
-    for name in graphs.students:
-        graphs._recorded(name, torch.zeros(2, 1, 32, 32))
+    graphs._recorded(torch.zeros(2, 1, 32, 32))
     assert recorded == ["unet"]
+    assert StudentGraphs({"recomputed": recomputed})._recorded(torch.zeros(2, 1, 32, 32)) is None
