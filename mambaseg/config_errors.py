@@ -16,6 +16,7 @@ import lightning.pytorch as L
 from jsonargparse import ArgumentParser
 
 from mambaseg.allowed_code import ALLOWED
+from mambaseg.experiment import Config, merge
 from mambaseg.tracking import TrackingConfig
 
 KEY = re.compile(r'Parser key "(.+)":')
@@ -80,6 +81,35 @@ def explain(message: str, path: Path, config: Mapping[str, Any]) -> str:
         return f"{path}: {_wrong_value(expected, cause, config)}"
     field = f"{'.'.join(cause.keys)}: " if cause.keys else ""
     return f"{path}: {field}{' '.join(cause.texts)}"
+
+
+def unknown_choice(field: str, value: str, known: Collection[str]) -> str:
+    """Compose the line on a field whose value is none of the names that exist.
+
+    Args:
+        field: The whole field.
+        value: As given.
+        known: The names.
+    """
+    return f"{field} is {_short(value)}, which does not exist.{_did_you_mean(value, known)}"
+
+
+def with_arguments(config: Mapping[str, Any], arguments: Sequence[str]) -> Config:
+    """Return an experiment with what the command line says in place of the file: its fields as texts, for messages.
+
+    Args:
+        config: The merged experiment.
+        arguments: ``--dotted.key=value``, or key and value as two words; others are passed over.
+    """
+    words = iter(arguments)
+    for word in words:
+        if word.startswith("--"):
+            key, equals, text = word.removeprefix("--").partition("=")
+            value: Any = text if equals else next(words, None)
+            for part in reversed(key.split(".")):
+                value = {part: value}
+            config = merge(config, value)
+    return dict(config)
 
 
 def deepest(message: str) -> Cause:

@@ -12,12 +12,13 @@ import lightning.pytorch as L
 import torch
 from jsonargparse import ArgumentError
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 
 from mambaseg.allowed_code import restrict_class_paths
 from mambaseg.companions import LeaveAtOnce, end_together
-from mambaseg.config_errors import explain
+from mambaseg.config_errors import explain, unknown_choice, with_arguments
 from mambaseg.datamodules.base import SegmentationDataModule
 from mambaseg.datamodules.splits import load_split
 from mambaseg.errors import InputError
@@ -25,6 +26,7 @@ from mambaseg.experiment import Config, dump_config, parse_yaml
 from mambaseg.io.checkpoint_io import SafeCheckpointIO
 from mambaseg.methods import CoTrainingModule
 from mambaseg.runs import LAST, PREVIOUS, SPLIT
+from mambaseg.sharding import NAME as SHARDED
 from mambaseg.sharding import offer_sharding
 from mambaseg.tracking import TrackingConfig, tracking_callbacks, tracking_loggers
 
@@ -70,7 +72,13 @@ class TrainingCLI(LightningCLI):
             parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        """Build the trainer with the run's loggers and callbacks."""
+        """Build the trainer with the run's loggers and callbacks.
+
+        Raises:
+            InputError: Lightning refuses a value, or one that does not fit to another or to this machine.
+        """
+        self._check_name("strategy", ["auto", SHARDED, *StrategyRegistry.available_strategies()])
+        self._check_name("accelerator", ["auto", "gpu", *sorted(AcceleratorRegistry.available_accelerators())])
         kwargs["default_root_dir"] = str(self.run_dir)
         kwargs["logger"] = False
         kwargs["callbacks"] = [*self._from_config("callbacks"), LeaveAtOnce()]
@@ -81,11 +89,20 @@ class TrainingCLI(LightningCLI):
             kwargs["callbacks"] += tracking_callbacks(tracking, self.run_dir, has_validation)
         kwargs["val_check_interval"] = self._validation_interval()
         kwargs["plugins"] = [*self._from_config("plugins"), SafeCheckpointIO({LAST: PREVIOUS})]
-        trainer = super().instantiate_trainer(**kwargs)
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except (TypeError, ValueError, ModuleNotFoundError) as error:  # Lightning's refusals are of all three types
+            raise InputError(f"trainer: {' '.join(str(error).split())}") from error
         if isinstance(trainer.strategy, DDPStrategy):
             # Gradients that lie where they were averaged are not copied back, which takes a kernel for each parameter.
             trainer.strategy._ddp_kwargs.setdefault("gradient_as_bucket_view", True)
         return trainer
+
+    def _check_name(self, field: str, known: Sequence[str]) -> None:
+        given = self._get(self.config_init, f"trainer.{field}")
+        # Lightning takes a strategy's name in capitals too.
+        if isinstance(given, str) and (given.lower() if field == "strategy" else given) not in known:
+            raise InputError(unknown_choice(f"trainer.{field}", given, known))
 
     def _validation_interval(self) -> int | float | None:
         """Return the interval of validations in batches; a shorter run is validated once, at its end."""
@@ -128,7 +145,7 @@ def build(config: Config, origin: Path, run_dir: Path, arguments: Sequence[str] 
             dump_config(config, merged)
             cli = TrainingCLI(run_dir, track, args=["--config", str(merged), *arguments])
     except (ArgumentError, argparse.ArgumentTypeError, MisconfigurationException) as error:
-        raise InputError(explain(str(error), origin, config)) from error
+        raise InputError(explain(str(error), origin, with_arguments(config, arguments))) from error
     except ValueError as error:
         # jsonargparse reports what a constructor refused as a failed match of types, with the refusal as its cause.
         refusal = error if isinstance(error, InputError) else error.__cause__

@@ -108,7 +108,37 @@ def test_a_field_that_is_like_no_other_gets_the_list_of_those_that_exist(refusal
 
 def test_an_option_of_the_command_line_is_told_the_same_way(refusal):
     told = refusal(arguments=["--trainer.max_stpes=3"])
-    assert told == "there is no field trainer.max_stpes. Did you mean 'max_steps' or 'max_time'?"
+    assert told == "there is no field trainer.max_stpes (given '3'). Did you mean 'max_steps' or 'max_time'?"
+
+
+@pytest.mark.parametrize("arguments", [["--trainer.max_steps=some"], ["--trainer.max_steps", "some"]])
+def test_a_value_of_the_command_line_is_told_and_not_that_of_the_file(refusal, arguments):
+    assert refusal(arguments=arguments) == "trainer.max_steps is 'some'; it must be a whole number."
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        ("strategy=fsdp3", "trainer.strategy is 'fsdp3', which does not exist. Did you mean 'fsdp' or 'fsdp2'?"),
+        ("strategy=zzz", "trainer.strategy is 'zzz', which does not exist. Known: auto, fsdp2, ddp, "),
+        (
+            "accelerator=nonsense",
+            "trainer.accelerator is 'nonsense', which does not exist. Known: auto, gpu, cpu, cuda, mps, tpu.",
+        ),
+        ("accelerator=gpus", "trainer.accelerator is 'gpus', which does not exist. Did you mean 'gpu'?"),
+        ("precision=nonsense", "trainer.precision is 'nonsense'; it must be one of 'transformer-engine', "),
+        ("precision=bf16-mixd", "trainer.precision is 'bf16-mixd'; it must be one of "),
+        ("devices=nonsense", "trainer: `devices` selected with `CPUAccelerator` should be an int > 0."),
+        ("num_nodes=0", "trainer: `num_nodes` must be a positive integer, but got 0."),
+        ("strategy=fsdp", "trainer: The strategy `fsdp` requires a GPU accelerator, "),
+    ],
+)
+def test_what_lightning_itself_refuses_is_told_in_one_line_too(refusal, option, told):
+    assert refusal(arguments=[f"--trainer.{option}"]).startswith(told)
+
+
+def test_an_unknown_strategy_of_the_file_is_told_like_one_of_the_command_line(refusal):
+    assert refusal("trainer.strategy=dpp") == "trainer.strategy is 'dpp', which does not exist. Did you mean 'ddp'?"
 
 
 def test_a_long_value_is_cut(refusal):

@@ -14,6 +14,15 @@ PRECISION = {torch.float32: (1e-5, 1e-4), torch.bfloat16: (1e-2, 1e-2), torch.fl
 STAGES = [(2, 4 * 192, 3136), (2, 4 * 384, 784), (2, 4 * 768, 196), (2, 4 * 1536, 49), (1, 4 * 192, 16384)]
 
 
+@pytest.fixture
+def no_tf32():
+    """Multiply float32 matrices in float32. No monkeypatch: pytest deletes what ``__getattr__`` gave it."""
+    matmul = torch.backends.cuda.matmul
+    before, matmul.allow_tf32 = matmul.allow_tf32, False
+    yield
+    matmul.allow_tf32 = before
+
+
 def _compare(inputs, dtype, softplus=True):
     """Compare with the chunked torch path in float64 on the CPU, itself tested against the step loop."""
     tolerance, gradient_tolerance = PRECISION[dtype]
@@ -57,10 +66,10 @@ def test_against_the_step_loop_on_the_same_device():
 @pytest.mark.parametrize(("height", "width"), [(56, 56), (28, 20), (7, 7), (1, 9), (9, 1)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("d_state", "rank"), [(16, 6), (16, 12), (16, 24), (1, 6), (1, 12)])
-def test_ss2d(height, width, dtype, d_state, rank, monkeypatch):
+@pytest.mark.usefixtures("no_tf32")
+def test_ss2d(height, width, dtype, d_state, rank):
     """The kernels make the step sizes of both passes, of the forward pass alone, or of neither, as the rank grows."""
     # A half projection rounds in another order than the truth's; TF32 would hide errors of the scan in float32.
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
     tolerance, gradient_tolerance = (1e-5, 1e-4) if dtype == torch.float32 else (2e-2, 5e-2)
     inputs = map_inputs(2, 48, height, width, d_state, rank=rank, dtype=dtype, device="cuda")
     truth_inputs = in_float64(inputs)
