@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mambaseg.methods.components.recorded_passes import Output, Pass, RecordedPasses
+from mambaseg.methods.components.recorded_passes import Output, Pass, RecordedPasses, longest_first
 from mambaseg.networks import SegmentationNetwork
 
 MOST_PASSES = 6
@@ -69,10 +69,15 @@ class StudentGraphs:
             for name, network in self.students.items()
         }
 
-    def _stream(self, name: str, device: torch.device) -> torch.cuda.Stream:
-        if name not in self._streams:
-            self._streams[name] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        return self._streams[name]
+    def _streams_of(self, runs: Mapping[str, Pass], image: Tensor) -> dict[str, torch.cuda.Stream]:
+        """Return a stream for each student; where they compete for the GPU, the one that takes the longest goes first.
+
+        The shorter ones then fill what it leaves idle, and all end sooner than with equal rights.
+        """
+        if not self._streams:
+            for priority, name in enumerate(reversed(longest_first(runs, image))):
+                self._streams[name] = torch.cuda.Stream(image.device, -priority)  # type: ignore[no-untyped-call]
+        return self._streams
 
     def _recorded(self, image: Tensor) -> RecordedPasses | None:
         if not self._recordable:
@@ -84,8 +89,7 @@ class StudentGraphs:
         key = (self._calls, image.shape, image.dtype, trainable, autocast)
         if key not in self._passes and len(self._passes) < MOST_PASSES:
             runs = {name: Pass(network, autocast) for name, network in self._recordable.items()}
-            streams = {name: self._stream(name, image.device) for name in runs}
-            self._passes[key] = RecordedPasses(runs, image, streams, self._gathered)
+            self._passes[key] = RecordedPasses(runs, image, self._streams_of(runs, image), self._gathered)
         return self._passes.get(key)
 
 
