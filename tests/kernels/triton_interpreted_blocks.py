@@ -19,14 +19,18 @@ from mambaseg.kernels.norm_gate import layer_norm, layer_norm_reference, merge_n
 from mambaseg.kernels.norm_gate import triton_launch as norm_gate_launch
 from mambaseg.kernels.selective_state_update import selective_state_update, selective_state_update_reference
 from mambaseg.kernels.selective_state_update import triton_launch as update_launch
-from mambaseg.kernels.softmax_sums import softmax_sums
+from mambaseg.kernels.softmax_sums import losses_of_sums, softmax_sums
 from mambaseg.kernels.softmax_sums import triton_launch as softmax_sums_launch
 from tests.kernels.block_cases import (
     compare_loss_sums,
+    compare_losses_of_sums,
+    compare_stacked_loss_sums,
     convolution_inputs,
     loss_inputs,
     map_convolution_inputs,
     norm_gate_inputs,
+    stacked_loss_inputs,
+    sums_inputs,
     update_inputs,
 )
 from tests.kernels.scan_cases import assert_close, gradients, in_float64, poison_allocations
@@ -46,6 +50,7 @@ def _count_launches(monkeypatch):
         (map_convolution_launch, "forward"),
         (norm_gate_launch, "forward"),
         (softmax_sums_launch, "forward"),
+        (softmax_sums_launch, "losses_forward"),
         (update_launch, "update"),
     ):
         monkeypatch.setattr(module, name, counted(getattr(module, name)))
@@ -247,6 +252,20 @@ def test_loss_sums_of_nothing_known_are_exact_zeros(pixels):
     assert torch.equal(grad, torch.zeros_like(logits))
 
 
+@pytest.mark.parametrize(
+    "shapes", [[(2, 4, 5, 7), (2, 4, 5, 7)], [(2, 4, 13, 11), (1, 4, 3, 4, 5)], [(1, 3, 9), (2, 3, 150), (1, 3, 4)]]
+)
+@pytest.mark.usefixtures("_poisoned")
+def test_stacked_loss_sums(shapes):
+    compare_stacked_loss_sums(stacked_loss_inputs(shapes, torch.float32), 1e-5, 1e-5)
+
+
+@pytest.mark.parametrize("classes", [1, 2, 4, 5])
+@pytest.mark.usefixtures("_poisoned")
+def test_losses_of_sums(classes):
+    compare_losses_of_sums(*sums_inputs(classes, torch.float32), 1e-5)
+
+
 def test_loss_sums_of_a_label_that_is_none():
     logits, target = loss_inputs((2, 3, 5), dtype=torch.float32)
     for stray in (3, 4, -1):
@@ -277,5 +296,7 @@ def test_float64_is_refused_with_the_fix():
         depthwise_conv2d(**map_convolution_inputs(1, 3, 5, 4))
     with pytest.raises(RuntimeError, match="softmax_sums compute in float32"):
         softmax_sums(*loss_inputs((1, 3, 5)))
+    with pytest.raises(RuntimeError, match="losses_of_sums compute in float32"):
+        losses_of_sums(*sums_inputs(3), 1e-5)
     with pytest.raises(RuntimeError, match="merge_norm_gate compute in float32"):
         merge_norm_gate(**norm_gate_inputs(1, 3, 2, 4))
