@@ -69,7 +69,7 @@ def losses_backward(grad_losses: Tensor, sums: Tensor, weights: Tensor, smooth: 
     """
     overlap, squares, counts, _ = _columns(sums)
     size = squares + counts + smooth
-    by_entropy, by_dice = (grad_losses[:, None] * weights).split(1, dim=1)
+    by_entropy, by_dice = torch.split(grad_losses[:, None] * weights, 1, dim=1)
     by_ratio = by_dice / overlap.shape[1]
     by_overlap = -2 * by_ratio / size
     by_squares = by_ratio * (2 * overlap + smooth) / size.square()

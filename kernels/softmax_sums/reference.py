@@ -1,4 +1,4 @@
-"""The sums over the known pixels alone, and their losses: slow, readable, differentiable by autograd, the definition."""
+"""The sums over known pixels alone, and their losses: slow, readable, differentiable by autograd, the definition."""
 
 import torch
 from torch import Tensor
