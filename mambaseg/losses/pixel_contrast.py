@@ -54,9 +54,11 @@ def sample_pixels(class_map: Tensor, count: int) -> PixelSample:
 
 def _histogram(values: Tensor) -> Tensor:
     """Return how often each of 0 ... 255 is in ``values`` (N,), (256,)."""
-    if not values.is_cuda:
-        return torch.bincount(values, minlength=IGNORE_INDEX + 1)
-    # There, bincount would make the host wait for the largest value.
+    # On a GPU, bincount would make the host wait for the largest value.
+    return _histogram_by_sorting(values) if values.is_cuda else torch.bincount(values, minlength=IGNORE_INDEX + 1)
+
+
+def _histogram_by_sorting(values: Tensor) -> Tensor:
     each = torch.arange(IGNORE_INDEX + 1, dtype=torch.uint8, device=values.device)
     up_to = torch.searchsorted(values.to(torch.uint8).sort().values, each, right=True)
     return torch.diff(up_to, prepend=up_to.new_zeros(1))

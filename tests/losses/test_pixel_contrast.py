@@ -7,7 +7,15 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from mambaseg.losses.pixel_contrast import PixelSample, gather_at, pixel_info_nce, sample_pixels, unit
+from mambaseg.losses.pixel_contrast import (
+    PixelSample,
+    _histogram,
+    _histogram_by_sorting,
+    gather_at,
+    pixel_info_nce,
+    sample_pixels,
+    unit,
+)
 
 
 def sample_of(classes, valid=None):
@@ -30,6 +38,29 @@ def slow_info_nce(anchors, keys, sample, temperature):
         )
         losses.append(-math.log(positive / (positive + negatives)))
     return sum(losses) / max(len(losses), 1)
+
+
+LABELS = [[0, 0, 3, 255, 1, 3, 3], [255] * 4, [2], [], list(range(256)) * 2, [255, 0, 254, 1, 0]]
+
+
+@pytest.mark.parametrize("labels", LABELS)
+def test_both_histograms_count_the_same(labels):
+    values = torch.tensor(labels, dtype=torch.int64)
+    counted, sorted_out = _histogram(values), _histogram_by_sorting(values)
+    assert torch.equal(counted, sorted_out)
+    assert counted.tolist() == [labels.count(label) for label in range(256)]
+
+
+@pytest.mark.gpu
+def test_the_histogram_on_a_gpu_counts_the_same_and_does_not_wait():
+    for values in (*map(torch.tensor, LABELS[:3]), torch.randint(256, (16 * 224 * 224,))):
+        values = values.cuda()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            counted = _histogram(values)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert torch.equal(counted.cpu(), torch.bincount(values.cpu(), minlength=256))
 
 
 def test_every_sampled_pixel_is_usable_and_drawn_once():
