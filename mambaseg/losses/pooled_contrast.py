@@ -1,15 +1,17 @@
 """The image-level agreement that Semi-Mamba-UNet calls pixel-level contrast."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from mambaseg.kernels.accumulation import state_dtype
 
 Reduction = Literal["released", "paper"]
+SHORTEST = 1e-12
+"""Vectors below this length are divided by it."""
 
 
 def pooled_contrast_loss(logits: Sequence[Tensor], reduction: Reduction = "released") -> Tensor:
@@ -26,16 +28,32 @@ def pooled_contrast_loss(logits: Sequence[Tensor], reduction: Reduction = "relea
     Returns:
         A scalar in fp32 (fp64 for fp64 logits); gradients reach all networks.
     """
-    units = F.normalize(torch.stack([_pooled(each) for each in logits]), dim=2)
-    # (networks, networks, B, K): each pair twice.
-    squared = (units.unsqueeze(1) - units).square().sum((0, 1)) / 2
-    return squared.mean() if reduction == "released" else squared.sum(1).mean()
+    flat = [each.flatten(2) for each in logits]
+    # Not ``mean``, whose gradient is divided pixel by pixel, nor a cast before it.
+    means = torch.stack([each.sum(2, dtype=state_dtype(each)) for each in flat]) / flat[0].shape[2]
+    images, classes = means.shape[1:]
+    distance: Tensor = _Distance.apply(means)  # type: ignore[no-untyped-call]
+    return distance / (images * classes if reduction == "released" else images)
 
 
-def _pooled(logits: Tensor) -> Tensor:
-    """Return the mean logits (B, K) of each image.
+class _Distance(torch.autograd.Function):
+    """The squared distances between unit vectors u of x (networks, B, K), summed over pairs, images and classes.
 
-    A sum and a division of that: the gradient of ``mean`` would be divided pixel by pixel.
+    Over pairs of n networks these are n Σ (u - ū)² with ū their mean, and the gradient of u is 2 n (u - ū). Written out
+    because autograd takes some thirty operators on a few numbers.
     """
-    flat = logits.flatten(2)
-    return flat.sum(2, dtype=state_dtype(logits)) / flat.shape[2]
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        length = torch.linalg.vector_norm(x, dim=2, keepdim=True).clamp(min=SHORTEST)
+        unit = x / length
+        apart = unit - unit.mean(0)
+        ctx.save_for_backward(length, unit, apart)
+        return len(x) * apart.square().sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        length, unit, apart = ctx.saved_tensors
+        across = torch.addcmul(apart, (apart * unit).sum(2, keepdim=True), unit, value=-1)
+        return 2 * len(unit) * grad / length * across

@@ -118,6 +118,18 @@ def test_pooled_contrast_is_the_sum_over_pairs(networks, reduction):
         torch.testing.assert_close(grad, truth, rtol=1e-12, atol=1e-12)
 
 
+def test_pooled_contrast_gradient():
+    logits = [problem(seed, (2, 3, 2, 3))[0] for seed in range(3)]
+    assert torch.autograd.gradcheck(lambda *z: pooled_contrast_loss(z), logits)
+
+
+def test_pooled_contrast_of_no_evidence_is_finite():
+    logits = [torch.zeros(2, 4, 3, 3, requires_grad=True), problem(0, (2, 4, 3, 3))[0].detach().float()]
+    loss = pooled_contrast_loss(logits)
+    assert loss.item() == pytest.approx(0.25)
+    assert torch.autograd.grad(loss, logits[0])[0].isfinite().all()
+
+
 def test_pooled_contrast_adds_bf16_logits_in_fp32():
     logits = [problem(seed, (3, 4, 64, 64))[0].detach().bfloat16().requires_grad_() for seed in range(2)]
     loss, exact = pooled_contrast_loss(logits), pooled_contrast_loss([z.double() for z in logits])
