@@ -62,13 +62,13 @@ def forward(pairs: Pairs, ignore_index: int) -> Tensor:
     refuse_float64("softmax_sums", *(logits for logits, _ in pairs))
     classes = pairs[0][0].shape[1]
     tile = choose_tile(classes)
-    programs = [_divide(logits, tile)[0] for logits, _ in pairs]
+    programs = [divide(logits, tile)[0] for logits, _ in pairs]
     # Programs that exist for larger maps alone have no share in the others' sums.
     allocate = torch.empty if len(set(programs)) == 1 else torch.zeros
     rows, width = sum(len(targets) for _, targets in pairs), max(programs)
     shares = allocate(rows, 3 * classes + 1, width, dtype=torch.float32, device=pairs[0][0].device)
     for first, logits, targets in _with_rows(pairs):
-        count, sizes = _divide(logits, tile)
+        count, sizes = divide(logits, tile)
         with on_device(logits.device):
             launch(softmax_sums_fwd_kernel, count)(
                 logits,
@@ -79,7 +79,7 @@ def forward(pairs: Pairs, ignore_index: int) -> Tensor:
                 *logits.stride(),
                 *sizes,
                 ignore_index,
-                **_constants(classes, tile),
+                **constants(classes, tile),
             )
     return shares.sum(2)
 
@@ -90,7 +90,7 @@ def backward(grad_sums: Tensor, pairs: Pairs, ignore_index: int) -> list[Tensor]
     tile = choose_tile(classes)
     grads = [torch.empty_like(logits) for logits, _ in pairs]
     for grad, (first, logits, targets) in zip(grads, _with_rows(pairs), strict=True):
-        count, sizes = _divide(logits, tile)
+        count, sizes = divide(logits, tile)
         with on_device(logits.device):
             launch(softmax_sums_bwd_kernel, count)(
                 grad_sums,
@@ -102,7 +102,7 @@ def backward(grad_sums: Tensor, pairs: Pairs, ignore_index: int) -> list[Tensor]
                 *grad.stride(),
                 *sizes,
                 ignore_index,
-                **_constants(classes, tile),
+                **constants(classes, tile),
             )
     return grads
 
@@ -136,14 +136,14 @@ def _with_rows(pairs: Pairs) -> Iterator[tuple[int, Tensor, tuple[Tensor, ...]]]
         first += len(targets)
 
 
-def _divide(logits: Tensor, tile: Tile) -> tuple[int, tuple[int, int]]:
+def divide(logits: Tensor, tile: Tile) -> tuple[int, tuple[int, int]]:
     """Return the number of programs, and the pixels and blocks of an image."""
     batch, _, pixels = logits.shape
     blocks = int(triton.cdiv(pixels, tile.pixels))
     return batch * blocks, (pixels, blocks)
 
 
-def _constants(classes: int, tile: Tile) -> dict[str, Any]:
+def constants(classes: int, tile: Tile) -> dict[str, Any]:
     """Return the compile-time arguments that both kernels over pixels take."""
     return {"K": classes, "PADDED": tile.classes, "BLOCK": tile.pixels, "num_warps": tile.warps}
 

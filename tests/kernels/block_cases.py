@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from mambaseg.kernels.accumulation import state_dtype
+from mambaseg.kernels.largest_class import largest_class
 from mambaseg.kernels.softmax_sums import (
     losses_of_sums,
     losses_of_sums_reference,
@@ -212,3 +213,18 @@ def compare_losses_of_sums(sums: Tensor, weights: Tensor, tolerance: float) -> N
     (expected,) = torch.autograd.grad((truth * upstream).sum(), exact)
     assert_close("gradient", grad[:-1], expected[:-1], tolerance)
     assert_close("gradient where nothing is known", grad[-1], expected[-1], tolerance)
+
+
+def compare_largest_class(
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    device: str = "cpu",
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> None:
+    """Demand of ``largest_class`` torch's own choice: of equal logits the first, and NaN before all others."""
+    logits = _draw(sum(shape), device)(*shape, dtype=dtype).mul(2).round().contiguous(memory_format=memory_format)
+    place = torch.arange(logits.numel(), device=device).view(shape)
+    logits = logits.where(place % 7 > 0, -torch.inf).where(place % 23 != 5, torch.nan)
+    classes = largest_class(logits)
+    assert classes.dtype == torch.int64
+    assert torch.equal(classes.cpu(), logits.cpu().argmax(1))

@@ -6,10 +6,12 @@ import torch
 from mambaseg.kernels import selective_scan
 from mambaseg.kernels.causal_conv1d import causal_conv1d, causal_conv1d_reference, causal_conv1d_update
 from mambaseg.kernels.depthwise_conv2d import depthwise_conv2d, depthwise_conv2d_reference
+from mambaseg.kernels.largest_class import largest_class
 from mambaseg.kernels.norm_gate import layer_norm, layer_norm_reference, merge_norm_gate, merge_norm_gate_reference
 from mambaseg.kernels.selective_state_update import selective_state_update, selective_state_update_reference
 from mambaseg.kernels.softmax_sums import losses_of_sums, softmax_sums, softmax_sums_reference, stacked_softmax_sums
 from tests.kernels.block_cases import (
+    compare_largest_class,
     compare_loss_sums,
     compare_losses_of_sums,
     compare_stacked_loss_sums,
@@ -229,6 +231,13 @@ def test_loss_sums_twice_are_bit_equal(memory_format):
     assert all(torch.equal(first, second) for first, second in zip(*runs, strict=True))
 
 
+@pytest.mark.parametrize("shape", [(16, 4, 224, 224), (2, 3, 61, 80), (1, 5, 3, 7), (2, 32, 33, 9), (1, 256, 5, 5)])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", list(PRECISION))
+def test_largest_class(shape, memory_format, dtype):
+    compare_largest_class(shape, dtype, "cuda", memory_format)
+
+
 def test_same_call_twice_is_bit_equal():
     runs = []
     for _ in range(2):
@@ -328,12 +337,13 @@ def test_new_lengths_compile_nothing():
         depthwise_conv2d_kernel,
         depthwise_conv2d_weights_kernel,
     )
+    from mambaseg.kernels.largest_class.triton_kernels import largest_class_kernel
     from mambaseg.kernels.norm_gate.triton_kernels import norm_gate_bwd_kernel, norm_gate_fwd_kernel
     from mambaseg.kernels.softmax_sums.triton_kernels import softmax_sums_bwd_kernel, softmax_sums_fwd_kernel
 
     kernels = (causal_conv1d_fwd_kernel, causal_conv1d_bwd_kernel, norm_gate_fwd_kernel, norm_gate_bwd_kernel)
     kernels += (depthwise_conv2d_kernel, depthwise_conv2d_weights_kernel)
-    kernels += (softmax_sums_fwd_kernel, softmax_sums_bwd_kernel)
+    kernels += (softmax_sums_fwd_kernel, softmax_sums_bwd_kernel, largest_class_kernel)
 
     def run(length):
         inputs = convolution_inputs(2, 64, length, 4, dtype=torch.float32, device="cuda")
@@ -344,6 +354,7 @@ def test_new_lengths_compile_nothing():
         gradients(depthwise_conv2d(**map_inputs, activation="silu"), map_inputs)
         # Whether images are a multiple of 16 pixels, so that four are loaded at once, is compiled in.
         logits, target = loss_inputs((2, 4, length, 16), torch.float32, "cuda")
+        largest_class(logits)
         stacked = stacked_softmax_sums([(logits, [target, target]), (logits[:1], [target[:1], target[:1]])])
         torch.autograd.grad(softmax_sums(logits, target)[3] + stacked.sum(), logits)
         return [sum(len(cache[0]) for cache in kernel.device_caches.values()) for kernel in kernels]

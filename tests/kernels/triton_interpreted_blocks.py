@@ -15,6 +15,8 @@ from mambaseg.kernels.causal_conv1d import (
 from mambaseg.kernels.causal_conv1d import triton_launch as convolution_launch
 from mambaseg.kernels.depthwise_conv2d import depthwise_conv2d, depthwise_conv2d_reference
 from mambaseg.kernels.depthwise_conv2d import triton_launch as map_convolution_launch
+from mambaseg.kernels.largest_class import largest_class
+from mambaseg.kernels.largest_class import triton_launch as largest_class_launch
 from mambaseg.kernels.norm_gate import layer_norm, layer_norm_reference, merge_norm_gate, merge_norm_gate_reference
 from mambaseg.kernels.norm_gate import triton_launch as norm_gate_launch
 from mambaseg.kernels.selective_state_update import selective_state_update, selective_state_update_reference
@@ -22,6 +24,7 @@ from mambaseg.kernels.selective_state_update import triton_launch as update_laun
 from mambaseg.kernels.softmax_sums import losses_of_sums, softmax_sums
 from mambaseg.kernels.softmax_sums import triton_launch as softmax_sums_launch
 from tests.kernels.block_cases import (
+    compare_largest_class,
     compare_loss_sums,
     compare_losses_of_sums,
     compare_stacked_loss_sums,
@@ -51,6 +54,7 @@ def _count_launches(monkeypatch):
         (norm_gate_launch, "forward"),
         (softmax_sums_launch, "forward"),
         (softmax_sums_launch, "losses_forward"),
+        (largest_class_launch, "forward"),
         (update_launch, "update"),
     ):
         monkeypatch.setattr(module, name, counted(getattr(module, name)))
@@ -273,6 +277,18 @@ def test_loss_sums_of_a_label_that_is_none():
         *others, cross_entropy = softmax_sums(logits, target)
         assert cross_entropy.isnan()
         assert torch.hstack(others).isfinite().all()
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 5, 7), (1, 3, 150), (2, 5, 3, 4, 5), (3, 5), (2, 1, 3), (1, 33, 40)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_largest_class(shape, dtype):
+    compare_largest_class(shape, dtype)
+
+
+def test_largest_class_of_other_layouts():
+    compare_largest_class((2, 4, 13, 11), torch.float32, memory_format=torch.channels_last)
+    logits = torch.randn(7, 6, 4, 2).permute(3, 2, 1, 0)[:, :, 1:, ::2]
+    assert torch.equal(largest_class(logits), logits.argmax(1))
 
 
 def test_same_call_twice_is_bit_equal():
