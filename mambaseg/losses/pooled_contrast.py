@@ -49,11 +49,13 @@ class _Distance(torch.autograd.Function):
         unit = x / length
         apart = unit - unit.mean(0)
         ctx.save_for_backward(length, unit, apart)
-        return len(x) * apart.square().sum()
+        distance: Tensor = len(x) * apart.square().sum()
+        return distance
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         length, unit, apart = ctx.saved_tensors
         across = torch.addcmul(apart, (apart * unit).sum(2, keepdim=True), unit, value=-1)
-        return 2 * len(unit) * grad / length * across
+        grad_x: Tensor = 2 * len(unit) * grad / length * across
+        return grad_x
