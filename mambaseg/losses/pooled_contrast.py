@@ -11,7 +11,7 @@ from mambaseg.kernels.accumulation import state_dtype
 
 Reduction = Literal["released", "paper"]
 SHORTEST = 1e-12
-"""Vectors below this length are divided by it."""
+"""Mean logits below this length are divided by it."""
 
 
 def pooled_contrast_loss(logits: Sequence[Tensor], reduction: Reduction = "released") -> Tensor:
@@ -29,33 +29,34 @@ def pooled_contrast_loss(logits: Sequence[Tensor], reduction: Reduction = "relea
         A scalar in fp32 (fp64 for fp64 logits); gradients reach all networks.
     """
     flat = [each.flatten(2) for each in logits]
-    # Not ``mean``, whose gradient is divided pixel by pixel, nor a cast before it.
-    means = torch.stack([each.sum(2, dtype=state_dtype(each)) for each in flat]) / flat[0].shape[2]
-    images, classes = means.shape[1:]
-    distance: Tensor = _Distance.apply(means)  # type: ignore[no-untyped-call]
-    return distance / (images * classes if reduction == "released" else images)
+    # Sums have the means' directions, and a gradient that needs no division pixel by pixel.
+    sums = torch.stack([each.sum(2, dtype=state_dtype(each)) for each in flat])
+    images, classes, pixels = flat[0].shape
+    share = 1 / (images * classes if reduction == "released" else images)
+    loss: Tensor = _Distance.apply(sums, SHORTEST * pixels, share)  # type: ignore[no-untyped-call]
+    return loss
 
 
 class _Distance(torch.autograd.Function):
-    """The squared distances between unit vectors u of x (networks, B, K), summed over pairs, images and classes.
+    """A share of the squared distances between unit vectors u of x (networks, B, K), over pairs, images and classes.
 
-    Over pairs of n networks these are n Σ (u - ū)² with ū their mean, and the gradient of u is 2 n (u - ū). Written out
-    because autograd takes some thirty operators on a few numbers.
+    Over pairs of n networks their sum is n Σ (u - ū)² with ū the mean, and the gradient of u is 2 n (u - ū). Written
+    out because autograd takes some thirty operators on a few numbers.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        length = torch.linalg.vector_norm(x, dim=2, keepdim=True).clamp(min=SHORTEST)
+    def forward(ctx: Any, x: Tensor, shortest: float, share: float) -> Tensor:
+        length = torch.linalg.vector_norm(x, dim=2, keepdim=True).clamp(min=shortest)
         unit = x / length
         apart = unit - unit.mean(0)
         ctx.save_for_backward(length, unit, apart)
-        distance: Tensor = len(x) * apart.square().sum()
+        ctx.factor = len(x) * share
+        distance: Tensor = ctx.factor * apart.square().sum()
         return distance
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         length, unit, apart = ctx.saved_tensors
         across = torch.addcmul(apart, (apart * unit).sum(2, keepdim=True), unit, value=-1)
-        grad_x: Tensor = 2 * len(unit) * grad / length * across
-        return grad_x
+        return 2 * ctx.factor * grad / length * across, None, None
