@@ -59,12 +59,11 @@ class FiniteGuard(pl.Callback):
         self._batches.append((batch, batch_idx))
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
-        """Ask for the verdict, of all processes together, without waiting for it."""
-        own = torch.isfinite(loss.detach()).all().to(torch.int32)
-        everyone = own.clone()
+        """Ask for the verdicts, of this process and of all together, without waiting for them."""
+        verdict = torch.isfinite(loss.detach()).expand(2).to(torch.int32)
         if trainer.world_size > 1:
-            distributed.all_reduce(everyone, distributed.ReduceOp.MIN)
-        self._verdicts.append(ReadLater(torch.stack((own, everyone))))
+            distributed.all_reduce(verdict[1:], distributed.ReduceOp.MIN)
+        self._verdicts.append(ReadLater(verdict))
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer

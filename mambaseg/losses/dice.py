@@ -23,6 +23,17 @@ def soft_dice_loss(probabilities: Tensor, target: Tensor, ignore_index: int = 25
     Returns:
         A scalar in fp32 (fp64 for fp64 input).
     """
+    return dice_of_sums(*over_processes(*dice_sums(probabilities, target, ignore_index)))
+
+
+def dice_sums(probabilities: Tensor, target: Tensor, ignore_index: int = 255) -> tuple[Tensor, Tensor]:
+    """Return Σ p_c y_c and Σ p_c² + Σ y_c over this process's known pixels, (K,) each.
+
+    Args:
+        probabilities: (B, K, *S), sums to 1 over K.
+        target: (B, *S) int64 in 0..K-1, or ``ignore_index``.
+        ignore_index: Label of pixels that do not count.
+    """
     if probabilities.dtype != torch.float64:
         probabilities = probabilities.float()
     known = (target != ignore_index).unsqueeze(1)
@@ -31,14 +42,14 @@ def soft_dice_loss(probabilities: Tensor, target: Tensor, ignore_index: int = 25
     over = [0, *range(2, probabilities.ndim)]
     intersection = (probabilities * hot).sum(over)
     size = (probabilities.square() * known).sum(over) + hot.sum(over)
-    return dice_of_sums(*over_processes(intersection, size))
+    return intersection, size
 
 
 def dice_of_sums(overlap: Tensor, size: Tensor) -> Tensor:
-    """Return the Dice loss of a batch of all processes.
+    """Return the Dice loss of a batch of all processes; of several, each by itself.
 
     Args:
-        overlap: Σ p_c y_c over its known pixels, (K,).
-        size: Σ p_c² + Σ y_c, (K,).
+        overlap: Σ p_c y_c over its known pixels, (K,) or (N, K).
+        size: Σ p_c² + Σ y_c, of the same shape.
     """
-    return (1 - (2 * overlap + SMOOTH) / (size + SMOOTH)).mean()
+    return (1 - (2 * overlap + SMOOTH) / (size + SMOOTH)).mean(-1)

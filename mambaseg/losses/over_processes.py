@@ -2,10 +2,12 @@
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 _joined = True
 
@@ -47,8 +49,22 @@ def over_processes(*sums: Tensor) -> tuple[Tensor, ...]:
         return sums
     wide = next(own.dtype for own in sums if own.is_floating_point())
     flat = torch.cat([own.flatten().to(wide) for own in sums])
-    total = flat.detach().clone()
-    dist.all_reduce(total)
-    joined = total + count * (flat - flat.detach())
+    joined: Tensor = _Joined.apply(flat, count)  # type: ignore[no-untyped-call]
     parts = torch.split(joined, [own.numel() for own in sums])
     return tuple(part.view(own.shape) for part, own in zip(parts, sums, strict=True))
+
+
+class _Joined(torch.autograd.Function):
+    """The sum over processes, whose gradient is this process's own times their number."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor, count: int) -> Tensor:
+        ctx.count = count
+        total = own.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return ctx.count * grad, None

@@ -54,9 +54,11 @@ def sample_pixels(class_map: Tensor, count: int) -> PixelSample:
 
 def _histogram(values: Tensor) -> Tensor:
     """Return how often each of 0 ... 255 is in ``values`` (N,), (256,)."""
-    if not values.is_cuda:
-        return torch.bincount(values, minlength=IGNORE_INDEX + 1)
-    # There, bincount would make the host wait for the largest value.
+    # On a GPU, bincount would make the host wait for the largest value.
+    return _histogram_by_sorting(values) if values.is_cuda else torch.bincount(values, minlength=IGNORE_INDEX + 1)
+
+
+def _histogram_by_sorting(values: Tensor) -> Tensor:
     each = torch.arange(IGNORE_INDEX + 1, dtype=torch.uint8, device=values.device)
     up_to = torch.searchsorted(values.to(torch.uint8).sort().values, each, right=True)
     return torch.diff(up_to, prepend=up_to.new_zeros(1))
@@ -75,39 +77,44 @@ def gather_at(features: Tensor, sample: PixelSample, stride: int) -> Tensor:
 
 
 def pixel_info_nce(anchors: Tensor, keys: Tensor, sample: PixelSample, temperature: float) -> Tensor:
-    """Return the InfoNCE loss of one network's pixels against the other's.
+    """Return the InfoNCE loss of one network's pixels against the other's, for one pair of networks or several.
 
     A pixel's positive is the same pixel seen by the other network; its negatives are the other network's vectors at
     sampled pixels of every *other* class, on all DDP ranks. Pixels of the same class elsewhere are neither: pushing
-    them away would tear a class apart. Keys get no gradient. Memory is N x (N · ranks), whatever the image size.
+    them away would tear a class apart. Keys get no gradient. Memory is N x (N · ranks) a pair, whatever the image size.
 
     Args:
-        anchors: (N, E) unit vectors of the network that learns.
-        keys: (N, E) unit vectors of the other network at the same pixels.
+        anchors: (..., N, E) unit vectors of the network that learns.
+        keys: (..., N, E) unit vectors of the other network at the same pixels.
         sample: Classes and validity of the pixels.
         temperature: Divides the cosine similarities.
 
     Returns:
-        The mean over valid anchors, those of all ranks; 0 where there is none.
+        The mean over pairs and valid anchors, those of all ranks; 0 where there is none.
     """
     keys = keys.detach()
-    all_keys, all_classes, all_valid = (_gather_ranks(t) for t in (keys, sample.classes, sample.valid))
+    all_keys, all_classes, all_valid = _of_all_ranks(keys, sample)
     positive = (anchors * keys).sum(-1, keepdim=True) / temperature
-    similarity = anchors @ all_keys.T / temperature
+    similarity = anchors @ all_keys.mT / temperature
     is_negative = (sample.classes[:, None] != all_classes[None, :]) & all_valid[None, :]
-    logits = torch.cat([positive, similarity.masked_fill(~is_negative, -torch.inf)], dim=1)
-    per_anchor = torch.logsumexp(logits, dim=1) - positive.squeeze(1)
-    total, count = over_processes((per_anchor * sample.valid).sum(), sample.valid.sum())
-    return total / count.clamp(min=1)
+    logits = torch.cat([positive, similarity.masked_fill(~is_negative, -torch.inf)], dim=-1)
+    per_anchor = torch.logsumexp(logits, dim=-1) - positive.squeeze(-1)
+    total, count = over_processes((per_anchor * sample.valid).sum(-1), sample.valid.sum())
+    return (total / count.clamp(min=1)).mean()
 
 
-def _gather_ranks(tensor: Tensor) -> Tensor:
+def _of_all_ranks(keys: Tensor, sample: PixelSample) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the keys (..., M, E), classes (M,) and validity (M,) of all ranks' pixels, by one exchange."""
     if processes() == 1:
-        return tensor
-    as_bytes_safe = tensor.to(torch.uint8) if tensor.dtype == torch.bool else tensor.contiguous()
-    parts = [torch.empty_like(as_bytes_safe) for _ in range(processes())]
-    dist.all_gather(parts, as_bytes_safe)
-    return torch.cat(parts).to(tensor.dtype)
+        return keys, sample.classes, sample.valid
+    by_pixel = keys.movedim(-2, 0)
+    # Classes are below 256, which a floating-point number holds exactly.
+    own = torch.cat([by_pixel.flatten(1), sample.classes[:, None], sample.valid[:, None]], dim=1)
+    parts = [torch.empty_like(own) for _ in range(processes())]
+    dist.all_gather(parts, own)
+    vectors, classes, valid = torch.split(torch.cat(parts), [own.shape[1] - 2, 1, 1], dim=1)
+    all_keys = vectors.reshape(-1, *by_pixel.shape[1:]).movedim(0, -2)
+    return all_keys, classes.squeeze(1).long(), valid.squeeze(1).bool()
 
 
 def unit(vectors: Tensor) -> Tensor:

@@ -1,11 +1,13 @@
 """Co-training from masks, scribbles and unlabelled images at once."""
 
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
 from mambaseg.datamodules.batch import Batch, Supervision, kinds_of
 from mambaseg.methods.components.scribble_terms import ScribbleConfig, scribble_terms
+from mambaseg.methods.components.segmentation_loss import segmentation_losses
 from mambaseg.methods.components.student_output import StudentOutput, rows_of
 from mambaseg.methods.semi_mamba_unet import SemiMambaUNet
 
@@ -39,9 +41,9 @@ class MixedMambaUNet(SemiMambaUNet):
         part, part_outputs = rows_of(batch, outputs, scribbled)
         terms = scribble_terms(self.scribble, part, part_outputs, self._teachers(part, part_outputs), self.global_step)
         if not others:
-            return terms
-        terms = {name: self.scribble_share * term for name, term in terms.items()}
-        return super().training_losses(*rows_of(batch, outputs, others)) | terms
+            return segmentation_losses(terms)
+        shared = {name: replace(term, factor=self.scribble_share * term.factor) for name, term in terms.items()}
+        return self.losses_beside(shared, *rows_of(batch, outputs, others))
 
     def _teachers(self, batch: Batch, outputs: dict[str, StudentOutput]) -> list[Tensor]:
         """Return the probabilities (B, K, *S) that the scribbled samples' pseudo-label is mixed from."""

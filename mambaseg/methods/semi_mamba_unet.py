@@ -1,7 +1,7 @@
 """Semi-Mamba-UNet: two different networks teach each other on unlabelled images."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Any, Literal
 
 import numpy as np
@@ -16,7 +16,7 @@ from mambaseg.methods.components.ema_teacher import EmaTeacher
 from mambaseg.methods.components.pixel_contrast import PixelContrast, PixelContrastConfig
 from mambaseg.methods.components.pseudo_label import confident_label, partner_label, unknown_target
 from mambaseg.methods.components.ramp_up import RampUp
-from mambaseg.methods.components.segmentation_loss import segmentation_loss
+from mambaseg.methods.components.segmentation_loss import SegmentationTerm, segmentation_losses
 from mambaseg.methods.components.sent_to import sent_to
 from mambaseg.methods.components.student_output import StudentOutput
 from mambaseg.methods.cotraining import CoTrainingModule
@@ -170,34 +170,38 @@ class SemiMambaUNet(CoTrainingModule):
 
     def training_losses(self, batch: Batch, outputs: dict[str, StudentOutput]) -> dict[str, Tensor]:
         """Return the configured terms; those of one student end in its name: ``cross/<student>``."""
-        terms: dict[str, Tensor] = {}
-        if "supervised" not in self.ablated:
-            terms |= self._supervised(batch, outputs)
-        if "cross" not in self.ablated:
-            terms |= self._cross(batch, outputs)
+        return self.losses_beside({}, batch, outputs)
+
+    def losses_beside(
+        self, others: Mapping[str, SegmentationTerm], batch: Batch, outputs: dict[str, StudentOutput]
+    ) -> dict[str, Tensor]:
+        """Return the configured terms, and ``others`` of a subclass, which are computed together with them."""
+        losses: dict[str, Tensor] = {}
+        supervised = {} if "supervised" in self.ablated else self._supervised(batch, outputs)
+        if self.teacher is not None and supervised:
+            # What it teaches depends on how well each student does, so it hears that first.
+            losses = segmentation_losses(supervised)
+            self.teacher.hear({name: losses[f"supervised/{name}"] for name in outputs})
+            supervised = {}
+        cross = {} if "cross" in self.ablated else self._cross(batch, outputs)
+        losses |= segmentation_losses({**supervised, **cross, **others})
         if "pooled_contrast" not in self.ablated:
-            terms["pooled_contrast"] = self._pooled_contrast(outputs)
+            losses["pooled_contrast"] = self._pooled_contrast(outputs)
         if self.pixel_contrast is not None:
             weight = self.pixel_contrast.config.weight(self.global_step)
-            terms["pixel_contrast"] = weight * self.pixel_contrast(batch, outputs)
-        return terms
+            losses["pixel_contrast"] = weight * self.pixel_contrast(batch, outputs)
+        return losses
 
-    def _supervised(self, batch: Batch, outputs: dict[str, StudentOutput]) -> dict[str, Tensor]:
+    def _supervised(self, batch: Batch, outputs: dict[str, StudentOutput]) -> dict[str, SegmentationTerm]:
         ce, dice = self.recipe.supervised_ce, self.recipe.supervised_dice
-        losses = {name: segmentation_loss(output, batch["label"], ce, dice) for name, output in outputs.items()}
-        if self.teacher is not None:
-            self.teacher.hear(losses)
-        return {f"supervised/{name}": loss for name, loss in losses.items()}
+        return {f"supervised/{n}": SegmentationTerm(output, batch["label"], ce, dice) for n, output in outputs.items()}
 
-    def _cross(self, batch: Batch, outputs: dict[str, StudentOutput]) -> dict[str, Tensor]:
+    def _cross(self, batch: Batch, outputs: dict[str, StudentOutput]) -> dict[str, SegmentationTerm]:
         ramp = self.cross_ramp(self.global_step)
         ce = self.recipe.cross_ce if self.cross.ce is None else self.cross.ce
         dice = self.recipe.cross_dice if self.cross.dice is None else self.cross.dice
-        terms = {}
-        for name, target in self._cross_targets(batch, outputs).items():
-            loss = segmentation_loss(outputs[name], target, ce, dice)
-            terms[f"cross/{name}"] = ramp * loss
-        return terms
+        targets = self._cross_targets(batch, outputs)
+        return {f"cross/{n}": SegmentationTerm(outputs[n], target, ce, dice, ramp) for n, target in targets.items()}
 
     def _cross_targets(self, batch: Batch, outputs: dict[str, StudentOutput]) -> dict[str, Tensor]:
         """Return each student's pseudo-label (B, *S), known only where the batch's label is not."""
@@ -225,8 +229,5 @@ class SemiMambaUNet(CoTrainingModule):
         return label
 
     def _pooled_contrast(self, outputs: dict[str, StudentOutput]) -> Tensor:
-        losses = [
-            pooled_contrast_loss(a.logits, b.logits, self.recipe.pooled_reduction)
-            for a, b in combinations(outputs.values(), 2)
-        ]
-        return self.recipe.pooled_contrast * torch.stack(losses).sum()
+        logits = [output.logits for output in outputs.values()]
+        return self.recipe.pooled_contrast * pooled_contrast_loss(logits, self.recipe.pooled_reduction)

@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from mambaseg.datamodules.batch import Batch
-from mambaseg.methods.components.segmentation_loss import segmentation_loss
+from mambaseg.methods.components.segmentation_loss import SegmentationTerm, segmentation_losses
 from mambaseg.methods.components.student_output import StudentOutput
 from mambaseg.methods.cotraining import CoTrainingModule
 
@@ -26,7 +26,8 @@ class Supervised(CoTrainingModule):
 
     def training_losses(self, batch: Batch, outputs: dict[str, StudentOutput]) -> dict[str, Tensor]:
         """Return ``supervised/<student>`` for every student."""
-        return {
-            f"supervised/{name}": segmentation_loss(output, batch["label"], self.ce_weight, self.dice_weight)
+        terms = {
+            f"supervised/{name}": SegmentationTerm(output, batch["label"], self.ce_weight, self.dice_weight)
             for name, output in outputs.items()
         }
+        return segmentation_losses(terms)

@@ -7,6 +7,7 @@ from torch import Tensor
 from mambaseg.datamodules.batch import Batch
 from mambaseg.errors import InputError
 from mambaseg.methods.components.scribble_terms import ScribbleConfig, scribble_terms
+from mambaseg.methods.components.segmentation_loss import segmentation_losses
 from mambaseg.methods.components.student_output import StudentOutput
 from mambaseg.methods.cotraining import CoTrainingModule
 
@@ -39,4 +40,4 @@ class WeakMambaUNet(CoTrainingModule):
     def training_losses(self, batch: Batch, outputs: dict[str, StudentOutput]) -> dict[str, Tensor]:
         """Return ``scribble/<student>`` and ``mixed/<student>`` for every student."""
         teachers = [output.probabilities.detach() for output in self.teaching_outputs(batch, outputs).values()]
-        return scribble_terms(self.scribble, batch, outputs, teachers, self.global_step)
+        return segmentation_losses(scribble_terms(self.scribble, batch, outputs, teachers, self.global_step))

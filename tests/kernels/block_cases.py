@@ -6,7 +6,14 @@ import torch
 from torch import Tensor
 
 from mambaseg.kernels.accumulation import state_dtype
-from mambaseg.kernels.softmax_sums import softmax_sums, softmax_sums_reference
+from mambaseg.kernels.largest_class import largest_class
+from mambaseg.kernels.softmax_sums import (
+    losses_of_sums,
+    losses_of_sums_reference,
+    softmax_sums,
+    softmax_sums_reference,
+    stacked_softmax_sums,
+)
 from tests.kernels.scan_cases import assert_close
 
 
@@ -151,3 +158,73 @@ def compare_loss_sums(logits: Tensor, target: Tensor, tolerance: float, gradient
     ]
     assert grads[0].dtype == logits.dtype
     assert_close("gradient", *grads, gradient_tolerance)
+
+
+def stacked_loss_inputs(
+    shapes: list[tuple[int, ...]], dtype: torch.dtype = torch.float64, device: str = "cpu"
+) -> list[tuple[Tensor, list[Tensor]]]:
+    """Draw logits (B, K, *S) that need a gradient: the first with one target, the next with two, and so on."""
+    pairs = []
+    for count, shape in enumerate(shapes, start=1):
+        logits, _ = loss_inputs(shape, dtype, device)
+        pairs.append((logits, [loss_inputs(shape, dtype, device, unknown / 4)[1] for unknown in range(count)]))
+    return pairs
+
+
+def compare_stacked_loss_sums(
+    pairs: list[tuple[Tensor, list[Tensor]]], tolerance: float, gradient_tolerance: float
+) -> None:
+    """Demand of ``stacked_softmax_sums`` the values and gradients of the reference, taken of each target alone."""
+    exact = [(logits.detach().double().requires_grad_(), targets) for logits, targets in pairs]
+    truths = torch.stack(
+        [torch.hstack(softmax_sums_reference(logits, target)) for logits, targets in exact for target in targets]
+    )
+    sums = stacked_softmax_sums(pairs)
+    assert sums.dtype == state_dtype(*(logits for logits, _ in pairs))
+    assert_close("sums", sums, truths, tolerance)
+    upstream = _draw(len(sums), sums.device.type)(*sums.shape, dtype=torch.float64)
+    upstream[:, 2 * (sums.shape[1] // 3) : -1] = 0
+    grads = torch.autograd.grad((sums * upstream.to(sums.dtype)).sum(), [logits for logits, _ in pairs])
+    expected = torch.autograd.grad((truths * upstream).sum(), [logits for logits, _ in exact])
+    for (logits, _), grad, truth in zip(pairs, grads, expected, strict=True):
+        assert grad.dtype == logits.dtype
+        assert_close("gradient", grad, truth, gradient_tolerance)
+
+
+LOSS_WEIGHTS = [(0.5, 0.5), (1.0, 0.0), (0.0, 0.3), (0.0, 0.0), (0.7, 2.0)]
+
+
+def sums_inputs(classes: int, dtype: torch.dtype = torch.float64, device: str = "cpu") -> tuple[Tensor, Tensor]:
+    """Draw sums (5, 3K + 1) that need a gradient, those of the last row of no pixel, and weights (5, 2)."""
+    rows = [torch.hstack(softmax_sums_reference(*loss_inputs((2, classes, 5, 7 + row)))) for row in range(4)]
+    sums = torch.stack([*rows, torch.zeros_like(rows[0])]).detach().to(device, dtype)
+    return sums.requires_grad_(), torch.tensor(LOSS_WEIGHTS, dtype=dtype, device=device)
+
+
+def compare_losses_of_sums(sums: Tensor, weights: Tensor, tolerance: float) -> None:
+    """Demand of ``losses_of_sums`` the reference's values and gradient in float64."""
+    exact = sums.detach().double().requires_grad_()
+    losses, truth = losses_of_sums(sums, weights, 1e-5), losses_of_sums_reference(exact, weights.double(), 1e-5)
+    assert losses.dtype == sums.dtype
+    assert_close("losses", losses, truth, tolerance)
+    assert losses[-1] == losses[3] == 0
+    upstream = torch.arange(1, len(sums) + 1, device=sums.device)
+    (grad,) = torch.autograd.grad((losses * upstream).sum(), sums)
+    (expected,) = torch.autograd.grad((truth * upstream).sum(), exact)
+    assert_close("gradient", grad[:-1], expected[:-1], tolerance)
+    assert_close("gradient where nothing is known", grad[-1], expected[-1], tolerance)
+
+
+def compare_largest_class(
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    device: str = "cpu",
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> None:
+    """Demand of ``largest_class`` torch's own choice: of equal logits the first, and NaN before all others."""
+    logits = _draw(sum(shape), device)(*shape, dtype=dtype).mul(2).round().contiguous(memory_format=memory_format)
+    place = torch.arange(logits.numel(), device=device).view(shape)
+    logits = logits.where(place % 7 > 0, -torch.inf).where(place % 23 != 5, torch.nan)
+    classes = largest_class(logits)
+    assert classes.dtype == torch.int64
+    assert torch.equal(classes.cpu(), logits.cpu().argmax(1))

@@ -6,15 +6,21 @@ import torch
 from mambaseg.kernels import selective_scan
 from mambaseg.kernels.causal_conv1d import causal_conv1d, causal_conv1d_reference, causal_conv1d_update
 from mambaseg.kernels.depthwise_conv2d import depthwise_conv2d, depthwise_conv2d_reference
+from mambaseg.kernels.largest_class import largest_class
 from mambaseg.kernels.norm_gate import layer_norm, layer_norm_reference, merge_norm_gate, merge_norm_gate_reference
 from mambaseg.kernels.selective_state_update import selective_state_update, selective_state_update_reference
-from mambaseg.kernels.softmax_sums import softmax_sums, softmax_sums_reference
+from mambaseg.kernels.softmax_sums import losses_of_sums, softmax_sums, softmax_sums_reference, stacked_softmax_sums
 from tests.kernels.block_cases import (
+    compare_largest_class,
     compare_loss_sums,
+    compare_losses_of_sums,
+    compare_stacked_loss_sums,
     convolution_inputs,
     loss_inputs,
     map_convolution_inputs,
     norm_gate_inputs,
+    stacked_loss_inputs,
+    sums_inputs,
     update_inputs,
 )
 from tests.kernels.scan_cases import assert_close, gradients, in_float64, poison_allocations, scan_inputs
@@ -200,6 +206,21 @@ def test_loss_sums_of_extreme_logits_and_of_nothing_known():
     assert not empty.any()
 
 
+@pytest.mark.parametrize(
+    "shapes", [[(16, 4, 224, 224)] * 2, [(2, 4, 61, 80), (3, 4, 33, 7)], [(2, 5, 9, 16), (1, 5, 4097), (2, 5, 3)]]
+)
+@pytest.mark.parametrize("dtype", list(PRECISION))
+@pytest.mark.usefixtures("_poisoned")
+def test_stacked_loss_sums(shapes, dtype):
+    compare_stacked_loss_sums(stacked_loss_inputs(shapes, dtype, "cuda"), 1e-5, max(1e-5, PRECISION[dtype][0]))
+
+
+@pytest.mark.parametrize("classes", [1, 2, 3, 4, 5, 32, 256])
+@pytest.mark.usefixtures("_poisoned")
+def test_losses_of_sums(classes):
+    compare_losses_of_sums(*sums_inputs(classes, torch.float32, "cuda"), 1e-5)
+
+
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_loss_sums_twice_are_bit_equal(memory_format):
     runs = []
@@ -208,6 +229,13 @@ def test_loss_sums_twice_are_bit_equal(memory_format):
         sums = torch.hstack(softmax_sums(logits, target))
         runs.append((sums, *torch.autograd.grad(sums.sum(), logits)))
     assert all(torch.equal(first, second) for first, second in zip(*runs, strict=True))
+
+
+@pytest.mark.parametrize("shape", [(16, 4, 224, 224), (2, 3, 61, 80), (1, 5, 3, 7), (2, 32, 33, 9), (1, 256, 5, 5)])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", list(PRECISION))
+def test_largest_class(shape, memory_format, dtype):
+    compare_largest_class(shape, dtype, "cuda", memory_format)
 
 
 def test_same_call_twice_is_bit_equal():
@@ -309,12 +337,13 @@ def test_new_lengths_compile_nothing():
         depthwise_conv2d_kernel,
         depthwise_conv2d_weights_kernel,
     )
+    from mambaseg.kernels.largest_class.triton_kernels import largest_class_kernel
     from mambaseg.kernels.norm_gate.triton_kernels import norm_gate_bwd_kernel, norm_gate_fwd_kernel
     from mambaseg.kernels.softmax_sums.triton_kernels import softmax_sums_bwd_kernel, softmax_sums_fwd_kernel
 
     kernels = (causal_conv1d_fwd_kernel, causal_conv1d_bwd_kernel, norm_gate_fwd_kernel, norm_gate_bwd_kernel)
     kernels += (depthwise_conv2d_kernel, depthwise_conv2d_weights_kernel)
-    kernels += (softmax_sums_fwd_kernel, softmax_sums_bwd_kernel)
+    kernels += (softmax_sums_fwd_kernel, softmax_sums_bwd_kernel, largest_class_kernel)
 
     def run(length):
         inputs = convolution_inputs(2, 64, length, 4, dtype=torch.float32, device="cuda")
@@ -325,7 +354,9 @@ def test_new_lengths_compile_nothing():
         gradients(depthwise_conv2d(**map_inputs, activation="silu"), map_inputs)
         # Whether images are a multiple of 16 pixels, so that four are loaded at once, is compiled in.
         logits, target = loss_inputs((2, 4, length, 16), torch.float32, "cuda")
-        torch.autograd.grad(softmax_sums(logits, target)[3], logits)
+        largest_class(logits)
+        stacked = stacked_softmax_sums([(logits, [target, target]), (logits[:1], [target[:1], target[:1]])])
+        torch.autograd.grad(softmax_sums(logits, target)[3] + stacked.sum(), logits)
         return [sum(len(cache[0]) for cache in kernel.device_caches.values()) for kernel in kernels]
 
     compiled = run(100)
@@ -351,7 +382,7 @@ def test_opcheck():
     from mambaseg.kernels.depthwise_conv2d.op import depthwise_conv2d_forward
     from mambaseg.kernels.norm_gate.op import norm_gate_forward
     from mambaseg.kernels.selective_state_update.op import selective_state_step
-    from mambaseg.kernels.softmax_sums.op import softmax_sums_forward
+    from mambaseg.kernels.softmax_sums.op import losses_of_sums_forward, softmax_sums_forward
 
     x, weight, bias, states = convolution_inputs(
         2, 5, 9, 4, dtype=torch.float32, device="cuda", initial=True, channels_last=False
@@ -366,7 +397,9 @@ def test_opcheck():
     torch.library.opcheck(norm_gate_forward, (*gate, 1e-5, True, torch.float32))
     update = update_inputs(2, 6, 3, groups=2, dtype=torch.float32, device="cuda").values()
     torch.library.opcheck(selective_state_step, tuple(update))
-    torch.library.opcheck(softmax_sums_forward, (*loss_inputs((2, 4, 35), torch.float32, "cuda"), 255))
+    logits, target = loss_inputs((2, 4, 35), torch.float32, "cuda")
+    torch.library.opcheck(softmax_sums_forward, ([logits], [target], [1], 255))
+    torch.library.opcheck(losses_of_sums_forward, (*sums_inputs(4, torch.float32, "cuda"), 1e-5))
 
 
 def test_float64_is_refused_with_the_fix():
@@ -376,3 +409,5 @@ def test_float64_is_refused_with_the_fix():
         merge_norm_gate(**norm_gate_inputs(1, 4, 5, 2, device="cuda"))
     with pytest.raises(RuntimeError, match="MAMBASEG_SCAN_BACKEND=cpu"):
         softmax_sums(*loss_inputs((1, 4, 5), device="cuda"))
+    with pytest.raises(RuntimeError, match="MAMBASEG_SCAN_BACKEND=cpu"):
+        losses_of_sums(*sums_inputs(4, device="cuda"), 1e-5)

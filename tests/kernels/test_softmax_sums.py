@@ -4,11 +4,32 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mambaseg.kernels.softmax_sums import softmax_sums, softmax_sums_reference
-from mambaseg.kernels.softmax_sums.op import softmax_sums_backward, softmax_sums_forward
-from tests.kernels.block_cases import compare_loss_sums, loss_inputs
+from mambaseg.kernels.softmax_sums import (
+    losses_of_sums,
+    losses_of_sums_reference,
+    softmax_sums,
+    softmax_sums_reference,
+    stacked_softmax_sums,
+)
+from mambaseg.kernels.softmax_sums.op import (
+    losses_of_sums_backward,
+    losses_of_sums_forward,
+    softmax_sums_backward,
+    softmax_sums_forward,
+)
+from tests.kernels.block_cases import (
+    compare_loss_sums,
+    compare_losses_of_sums,
+    compare_stacked_loss_sums,
+    loss_inputs,
+    stacked_loss_inputs,
+    sums_inputs,
+)
 
 SHAPES = [(2, 4, 5, 7), (1, 3, 6), (2, 2, 3, 4, 5), (3, 5), (1, 32, 4, 4), (1, 1, 3, 3)]
+
+
+STACKED = [[(2, 4, 5, 7), (2, 4, 5, 7)], [(2, 4, 5, 7), (1, 4, 3, 4, 5)], [(3, 3, 9)], [(3, 5), (1, 5, 6), (2, 5, 4)]]
 
 
 def test_definition_is_that_of_the_losses():
@@ -126,8 +147,16 @@ def test_gradcheck(shape):
 def test_opcheck():
     logits, target = loss_inputs((2, 4, 7), dtype=torch.float32)
     for given in (logits, logits.detach().mT.contiguous().mT.requires_grad_()):
-        torch.library.opcheck(softmax_sums_forward, (given, target, 255))
-        torch.library.opcheck(softmax_sums_backward, (torch.randn(13), given.detach(), target, 255))
+        torch.library.opcheck(softmax_sums_forward, ([given], [target], [1], 255))
+        torch.library.opcheck(softmax_sums_backward, (torch.randn(1, 13), [given.detach()], [target], [1], 255))
+
+
+def test_opcheck_of_several_logits():
+    (first, some), (second, more) = [
+        (logits.flatten(2).detach().requires_grad_(), [target.flatten(1) for target in targets])
+        for logits, targets in stacked_loss_inputs(STACKED[0], torch.float32)
+    ]
+    torch.library.opcheck(softmax_sums_forward, ([first, second], some + more, [1, 2], 255))
 
 
 def test_meta_tensors_give_shapes():
@@ -181,3 +210,61 @@ def test_too_many_classes_are_refused_with_the_fix():
     launch = pytest.importorskip("mambaseg.kernels.softmax_sums.triton_launch")
     with pytest.raises(RuntimeError, match="MAMBASEG_SCAN_BACKEND=cpu"):
         launch.choose_tile(257)
+
+
+@pytest.mark.parametrize("shapes", STACKED)
+def test_stacked_sums_are_those_of_each_target(shapes):
+    compare_stacked_loss_sums(stacked_loss_inputs(shapes), 1e-12, 1e-12)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 4e-3)])
+def test_stacked_sums_of_other_types(dtype, tolerance):
+    compare_stacked_loss_sums(stacked_loss_inputs(STACKED[0], dtype), 1e-6, tolerance)
+
+
+def test_forced_reference_is_the_definition_of_stacked_sums_and_losses(monkeypatch):
+    pairs, (sums, weights) = stacked_loss_inputs(STACKED[1]), sums_inputs(4)
+    stacked, losses = stacked_softmax_sums(pairs), losses_of_sums(sums, weights, 1e-5)
+    monkeypatch.setenv("MAMBASEG_SCAN_BACKEND", "reference")
+    torch.testing.assert_close(stacked_softmax_sums(pairs), stacked, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(losses_of_sums(sums, weights, 1e-5), losses, rtol=1e-12, atol=1e-12)
+
+
+def test_wrong_shapes_of_a_stack_are_named():
+    logits, target = loss_inputs((2, 4, 5, 7))
+    with pytest.raises(ValueError, match=r"integer target \(B, \*S\)"):
+        stacked_softmax_sums([(logits, [target, target[:1]])])
+
+
+@pytest.mark.parametrize("classes", [1, 2, 4, 5])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_losses_of_sums(classes, dtype, tolerance):
+    compare_losses_of_sums(*sums_inputs(classes, dtype), tolerance)
+
+
+def test_losses_gradcheck():
+    sums, weights = sums_inputs(3)
+    counts = sums.detach()[:4, 6:9]
+
+    def differentiable(overlap, squares, entropy):
+        return losses_of_sums(torch.cat([overlap, squares, counts, entropy], 1), weights[:4], 1e-5)
+
+    parts = [part.detach().requires_grad_() for part in (sums[:4, :3], sums[:4, 3:6], sums[:4, 9:])]
+    assert torch.autograd.gradcheck(differentiable, parts)
+    assert not torch.autograd.grad(losses_of_sums(sums, weights, 1e-5).sum(), sums)[0][:, 6:9].any()
+
+
+@pytest.mark.parametrize("operator", [losses_of_sums, losses_of_sums_reference])
+def test_a_loss_without_weight_may_be_nan(operator):
+    sums, weights = sums_inputs(3)
+    sums = torch.cat([sums[:, :-1], torch.full_like(sums[:, -1:], torch.nan)], 1)
+    assert operator(sums, weights, 1e-5).isnan().tolist() == [True, True, False, False, True]
+
+
+def test_losses_as_operators():
+    sums, weights = sums_inputs(3, torch.float32)
+    torch.library.opcheck(losses_of_sums_forward, (sums, weights, 1e-5))
+    torch.library.opcheck(losses_of_sums_backward, (torch.randn(5), sums.detach(), weights, 1e-5))
+    assert losses_of_sums(sums.to("meta"), weights.to("meta"), 1e-5).shape == (5,)
+    compiled = torch.compile(losses_of_sums, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(sums, weights, 1e-5), losses_of_sums(sums, weights, 1e-5))

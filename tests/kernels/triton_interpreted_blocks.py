@@ -15,18 +15,25 @@ from mambaseg.kernels.causal_conv1d import (
 from mambaseg.kernels.causal_conv1d import triton_launch as convolution_launch
 from mambaseg.kernels.depthwise_conv2d import depthwise_conv2d, depthwise_conv2d_reference
 from mambaseg.kernels.depthwise_conv2d import triton_launch as map_convolution_launch
+from mambaseg.kernels.largest_class import largest_class
+from mambaseg.kernels.largest_class import triton_launch as largest_class_launch
 from mambaseg.kernels.norm_gate import layer_norm, layer_norm_reference, merge_norm_gate, merge_norm_gate_reference
 from mambaseg.kernels.norm_gate import triton_launch as norm_gate_launch
 from mambaseg.kernels.selective_state_update import selective_state_update, selective_state_update_reference
 from mambaseg.kernels.selective_state_update import triton_launch as update_launch
-from mambaseg.kernels.softmax_sums import softmax_sums
+from mambaseg.kernels.softmax_sums import losses_of_sums, softmax_sums
 from mambaseg.kernels.softmax_sums import triton_launch as softmax_sums_launch
 from tests.kernels.block_cases import (
+    compare_largest_class,
     compare_loss_sums,
+    compare_losses_of_sums,
+    compare_stacked_loss_sums,
     convolution_inputs,
     loss_inputs,
     map_convolution_inputs,
     norm_gate_inputs,
+    stacked_loss_inputs,
+    sums_inputs,
     update_inputs,
 )
 from tests.kernels.scan_cases import assert_close, gradients, in_float64, poison_allocations
@@ -46,6 +53,8 @@ def _count_launches(monkeypatch):
         (map_convolution_launch, "forward"),
         (norm_gate_launch, "forward"),
         (softmax_sums_launch, "forward"),
+        (softmax_sums_launch, "losses_forward"),
+        (largest_class_launch, "forward"),
         (update_launch, "update"),
     ):
         monkeypatch.setattr(module, name, counted(getattr(module, name)))
@@ -247,6 +256,20 @@ def test_loss_sums_of_nothing_known_are_exact_zeros(pixels):
     assert torch.equal(grad, torch.zeros_like(logits))
 
 
+@pytest.mark.parametrize(
+    "shapes", [[(2, 4, 5, 7), (2, 4, 5, 7)], [(2, 4, 13, 11), (1, 4, 3, 4, 5)], [(1, 3, 9), (2, 3, 150), (1, 3, 4)]]
+)
+@pytest.mark.usefixtures("_poisoned")
+def test_stacked_loss_sums(shapes):
+    compare_stacked_loss_sums(stacked_loss_inputs(shapes, torch.float32), 1e-5, 1e-5)
+
+
+@pytest.mark.parametrize("classes", [1, 2, 4, 5])
+@pytest.mark.usefixtures("_poisoned")
+def test_losses_of_sums(classes):
+    compare_losses_of_sums(*sums_inputs(classes, torch.float32), 1e-5)
+
+
 def test_loss_sums_of_a_label_that_is_none():
     logits, target = loss_inputs((2, 3, 5), dtype=torch.float32)
     for stray in (3, 4, -1):
@@ -254,6 +277,18 @@ def test_loss_sums_of_a_label_that_is_none():
         *others, cross_entropy = softmax_sums(logits, target)
         assert cross_entropy.isnan()
         assert torch.hstack(others).isfinite().all()
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 5, 7), (1, 3, 150), (2, 5, 3, 4, 5), (3, 5), (2, 1, 3), (1, 33, 40)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_largest_class(shape, dtype):
+    compare_largest_class(shape, dtype)
+
+
+def test_largest_class_of_other_layouts():
+    compare_largest_class((2, 4, 13, 11), torch.float32, memory_format=torch.channels_last)
+    logits = torch.randn(7, 6, 4, 2).permute(3, 2, 1, 0)[:, :, 1:, ::2]
+    assert torch.equal(largest_class(logits), logits.argmax(1))
 
 
 def test_same_call_twice_is_bit_equal():
@@ -277,5 +312,7 @@ def test_float64_is_refused_with_the_fix():
         depthwise_conv2d(**map_convolution_inputs(1, 3, 5, 4))
     with pytest.raises(RuntimeError, match="softmax_sums compute in float32"):
         softmax_sums(*loss_inputs((1, 3, 5)))
+    with pytest.raises(RuntimeError, match="losses_of_sums compute in float32"):
+        losses_of_sums(*sums_inputs(3), 1e-5)
     with pytest.raises(RuntimeError, match="merge_norm_gate compute in float32"):
         merge_norm_gate(**norm_gate_inputs(1, 3, 2, 4))

@@ -1,5 +1,7 @@
 """Losses against independent, slow definitions, and their behaviour where nothing is known."""
 
+from itertools import combinations
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -99,12 +101,45 @@ def test_pooled_contrast_by_hand():
     b = torch.zeros(2, 4, 3, 3)
     a[:, 0], b[0, 0], b[1, 1] = 2.0, 5.0, 7.0
     # Image 0: equal directions, distance 0. Image 1: orthogonal unit vectors, squared distance 2.
-    assert pooled_contrast_loss(a, b, "paper").item() == pytest.approx(1.0)
-    assert pooled_contrast_loss(a, b, "released").item() == pytest.approx(0.25)
+    assert pooled_contrast_loss([a, b], "paper").item() == pytest.approx(1.0)
+    assert pooled_contrast_loss([a, b], "released").item() == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("reduction", ["released", "paper"])
+@pytest.mark.parametrize("networks", [2, 3])
+def test_pooled_contrast_is_the_sum_over_pairs(networks, reduction):
+    logits = [problem(seed)[0] for seed in range(networks)]
+    units = [F.normalize(z.mean((2, 3)), dim=1) for z in logits]
+    squares = [(a - b).square() for a, b in combinations(units, 2)]
+    expected = sum(each.mean() if reduction == "released" else each.sum(1).mean() for each in squares)
+    loss = pooled_contrast_loss(logits, reduction)
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12)
+    for grad, truth in zip(*(torch.autograd.grad(value, logits) for value in (loss, expected)), strict=True):
+        torch.testing.assert_close(grad, truth, rtol=1e-12, atol=1e-12)
+
+
+def test_pooled_contrast_gradient():
+    logits = [problem(seed, (2, 3, 2, 3))[0] for seed in range(3)]
+    assert torch.autograd.gradcheck(lambda *z: pooled_contrast_loss(z), logits)
+
+
+def test_pooled_contrast_of_no_evidence_is_finite():
+    logits = [torch.zeros(2, 4, 3, 3, requires_grad=True), problem(0, (2, 4, 3, 3))[0].detach().float()]
+    loss = pooled_contrast_loss(logits)
+    assert loss.item() == pytest.approx(0.25)
+    assert torch.autograd.grad(loss, logits[0])[0].isfinite().all()
+
+
+def test_pooled_contrast_adds_bf16_logits_in_fp32():
+    logits = [problem(seed, (3, 4, 64, 64))[0].detach().bfloat16().requires_grad_() for seed in range(2)]
+    loss, exact = pooled_contrast_loss(logits), pooled_contrast_loss([z.double() for z in logits])
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(exact.item(), rel=1e-5)
+    assert all(grad.dtype == torch.bfloat16 for grad in torch.autograd.grad(loss, logits))
 
 
 def test_pooled_contrast_moves_both_networks():
     a, b = (torch.randn(2, 4, 3, 3, requires_grad=True) for _ in range(2))
-    pooled_contrast_loss(a, b).backward()
+    pooled_contrast_loss([a, b]).backward()
     assert a.grad.abs().sum() > 0
     assert b.grad.abs().sum() > 0

@@ -7,7 +7,15 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from mambaseg.losses.pixel_contrast import PixelSample, gather_at, pixel_info_nce, sample_pixels, unit
+from mambaseg.losses.pixel_contrast import (
+    PixelSample,
+    _histogram,
+    _histogram_by_sorting,
+    gather_at,
+    pixel_info_nce,
+    sample_pixels,
+    unit,
+)
 
 
 def sample_of(classes, valid=None):
@@ -30,6 +38,29 @@ def slow_info_nce(anchors, keys, sample, temperature):
         )
         losses.append(-math.log(positive / (positive + negatives)))
     return sum(losses) / max(len(losses), 1)
+
+
+LABELS = [[0, 0, 3, 255, 1, 3, 3], [255] * 4, [2], [], list(range(256)) * 2, [255, 0, 254, 1, 0]]
+
+
+@pytest.mark.parametrize("labels", LABELS)
+def test_both_histograms_count_the_same(labels):
+    values = torch.tensor(labels, dtype=torch.int64)
+    counted, sorted_out = _histogram(values), _histogram_by_sorting(values)
+    assert torch.equal(counted, sorted_out)
+    assert counted.tolist() == [labels.count(label) for label in range(256)]
+
+
+@pytest.mark.gpu
+def test_the_histogram_on_a_gpu_counts_the_same_and_does_not_wait():
+    for values in (*map(torch.tensor, LABELS[:3]), torch.randint(256, (16 * 224 * 224,))):
+        values = values.cuda()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            counted = _histogram(values)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert torch.equal(counted.cpu(), torch.bincount(values.cpu(), minlength=256))
 
 
 def test_every_sampled_pixel_is_usable_and_drawn_once():
@@ -76,6 +107,17 @@ def test_loss_equals_the_slow_definition(valid):
     assert pixel_info_nce(anchors, keys, sample, 0.1).item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_several_pairs_give_the_mean_of_each():
+    torch.manual_seed(3)
+    sample = sample_of([0, 1, 1, 2, 0, 2], [True, True, False, True, True, True])
+    anchors, keys = (torch.randn(3, 6, 5, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    each = torch.stack([pixel_info_nce(a, k, sample, 0.5) for a, k in zip(anchors, keys, strict=True)]).mean()
+    together = pixel_info_nce(anchors, keys, sample, 0.5)
+    torch.testing.assert_close(together, each, rtol=1e-12, atol=1e-12)
+    grads = (torch.autograd.grad(loss, anchors)[0] for loss in (together, each))
+    torch.testing.assert_close(*grads, rtol=1e-12, atol=1e-12)
+
+
 def test_gradient_reaches_anchors_and_not_keys():
     torch.manual_seed(2)
     raw_a, raw_k = (torch.randn(6, 5, dtype=torch.float64, requires_grad=True) for _ in range(2))
@@ -99,14 +141,19 @@ def test_one_class_only_has_no_negatives_and_no_loss():
     assert pixel_info_nce(keys, keys, sample_of([1, 1, 1, 1]), 0.1).item() == pytest.approx(0.0, abs=1e-6)
 
 
+VALID = [True, True, False, True, True, True, True, False]
+
+
 def _rank(rank, folder, result):
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     torch.manual_seed(3)
     anchors, keys = unit(torch.randn(8, 5)), unit(torch.randn(8, 5))
     classes = [0, 1, 1, 2, 0, 2, 1, 0]
     half = slice(4 * rank, 4 * rank + 4)
-    loss = pixel_info_nce(anchors[half], keys[half], sample_of(classes[half]), 0.1)
-    result[rank] = loss.item()
+    sample = sample_of(classes[half], VALID[half])
+    loss = pixel_info_nce(anchors[half], keys[half], sample, 0.1)
+    both_ways = [torch.stack([first[half], second[half]]) for first, second in ((anchors, keys), (keys, anchors))]
+    result[rank] = loss.item(), pixel_info_nce(*both_ways, sample, 0.1).item()
     dist.destroy_process_group()
 
 
@@ -116,5 +163,8 @@ def test_negatives_come_from_every_rank(tmp_path):
         mp.spawn(_rank, args=(str(tmp_path), result), nprocs=2)
         torch.manual_seed(3)
         anchors, keys = unit(torch.randn(8, 5)), unit(torch.randn(8, 5))
-        whole = pixel_info_nce(anchors, keys, sample_of([0, 1, 1, 2, 0, 2, 1, 0]), 0.1).item()
-        assert (result[0] + result[1]) / 2 == pytest.approx(whole, rel=1e-5)
+        sample = sample_of([0, 1, 1, 2, 0, 2, 1, 0], VALID)
+        there = pixel_info_nce(anchors, keys, sample, 0.1).item()
+        back = pixel_info_nce(keys, anchors, sample, 0.1).item()
+        for rank in range(2):
+            assert result[rank] == pytest.approx((there, (there + back) / 2), rel=1e-5)

@@ -57,10 +57,8 @@ class PixelContrast(nn.Module):
             name: unit(self.projectors[name](gather_at(output.decoded, sample, self.strides[name])))
             for name, output in outputs.items()
         }
-        losses = [
-            pixel_info_nce(vectors[a], vectors[b], sample, self.config.temperature) for a, b in permutations(vectors, 2)
-        ]
-        return torch.stack(losses).mean()
+        anchors, keys = (torch.stack(side) for side in zip(*permutations(vectors.values(), 2), strict=True))
+        return pixel_info_nce(anchors, keys, sample, self.config.temperature)
 
     @torch.no_grad()
     def class_map(self, batch: Batch, outputs: dict[str, StudentOutput]) -> Tensor:

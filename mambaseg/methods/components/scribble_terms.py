@@ -10,7 +10,7 @@ from mambaseg.datamodules.batch import Batch
 from mambaseg.errors import InputError
 from mambaseg.methods.components.pseudo_label import convex_weights, mixed_pseudo_label, unknown_target
 from mambaseg.methods.components.ramp_up import RampUp
-from mambaseg.methods.components.segmentation_loss import segmentation_loss
+from mambaseg.methods.components.segmentation_loss import SegmentationTerm
 from mambaseg.methods.components.student_output import StudentOutput
 
 
@@ -52,7 +52,7 @@ def scribble_terms(
     outputs: dict[str, StudentOutput],
     teachers: Sequence[Tensor],
     step: int,
-) -> dict[str, Tensor]:
+) -> dict[str, SegmentationTerm]:
     """Return ``scribble/<student>`` and ``mixed/<student>`` for every student.
 
     Args:
@@ -68,8 +68,8 @@ def scribble_terms(
     if config.where == "unscribbled":
         target = unknown_target(batch, target)
     ramp = config.ramp(step)
-    terms: dict[str, Tensor] = {}
+    terms: dict[str, SegmentationTerm] = {}
     for name, output in outputs.items():
-        terms[f"scribble/{name}"] = segmentation_loss(output, batch["label"], config.scribble_ce, 0.0)
-        terms[f"mixed/{name}"] = ramp * segmentation_loss(output, target, config.mixed_ce, config.mixed_dice)
+        terms[f"scribble/{name}"] = SegmentationTerm(output, batch["label"], config.scribble_ce, 0.0)
+        terms[f"mixed/{name}"] = SegmentationTerm(output, target, config.mixed_ce, config.mixed_dice, ramp)
     return terms

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from mambaseg.datamodules.batch import Batch, kinds_of
+from mambaseg.kernels.largest_class import largest_class
 from mambaseg.methods.components.sent_to import sent_to
+from mambaseg.networks.layers.layer_norm import on_own_kernels
 
 
 class StudentOutput:
@@ -37,7 +39,8 @@ class StudentOutput:
     @cached_property
     def pseudo_label(self) -> Tensor:
         """(B, *S) int64 argmax; it carries no gradient."""
-        return self.logits.detach().argmax(dim=1)
+        logits = self.logits.detach()
+        return largest_class(logits) if on_own_kernels(logits) else logits.argmax(dim=1)
 
 
 def mean_probabilities(outputs: list[StudentOutput]) -> Tensor:
