@@ -1,4 +1,4 @@
-"""Host side of the Triton kernels: tiles, launches, and the sums over shares."""
+"""Host side of the Triton kernels: tiles and launches."""
 
 from dataclasses import dataclass
 
@@ -9,11 +9,14 @@ from torch import Tensor
 from mambaseg.kernels.backend import ScanBackendError
 from mambaseg.kernels.launch import inner_contiguous, launch, on_device, refuse_float64
 from mambaseg.kernels.norm_gate.triton_kernels import norm_gate_bwd_kernel, norm_gate_fwd_kernel
+from mambaseg.kernels.share_sums import share_sums
 
 MOST_CHANNELS = 1 << 14
 """Wider rows would not fit in the registers of a multiprocessor."""
-MOST_PROGRAMS = 2048
-"""Programs of a backward pass; each leaves a share of the weight's gradient to add."""
+FEWEST_WARPS = 4
+"""Warps of a program of a backward pass at least: narrow rows are shared out to them, and all leave one share."""
+MOST_WARPS = 132 * 48
+"""Warps of a backward pass, two to three times what an H100 or H200 holds at 80 to 128 registers a lane."""
 FEWEST_BLOCKS = 4
 """Blocks of rows that a program of a backward pass takes, so that shares stay small beside the rows."""
 FORWARD_VALUES, BACKWARD_VALUES = 16, 8
@@ -35,12 +38,13 @@ class Tile:
     warps: int
 
 
-def choose_tile(channels: int, values: int) -> Tile:
+def choose_tile(channels: int, values: int, fewest_warps: int = 1) -> Tile:
     """Choose the tile for rows of so many channels.
 
     Args:
         channels: Channels of a row.
         values: Values of a tensor that a lane shall hold.
+        fewest_warps: Warps at least; more than rows need hold more rows.
 
     Raises:
         ScanBackendError: Rows are too wide.
@@ -51,8 +55,8 @@ def choose_tile(channels: int, values: int) -> Tile:
             "set MAMBASEG_SCAN_BACKEND=cpu to run the torch path there"
         )
     padded = triton.next_power_of_2(channels)
-    rows = max(1, 32 * values // padded)
-    return Tile(rows, padded, min(32, max(1, rows * padded // (32 * values))))
+    rows = max(1, fewest_warps * 32 * values // padded)
+    return Tile(rows, padded, min(32, max(fewest_warps, rows * padded // (32 * values))))
 
 
 def forward(
@@ -99,12 +103,12 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Differentiate ``forward``; arguments and results of ``plain.backward``."""
     batch, length, channels = merged.shape
-    tile = choose_tile(channels, BACKWARD_VALUES)
+    tile = choose_tile(channels, BACKWARD_VALUES, FEWEST_WARPS)
     grad_out, merged = inner_contiguous(grad_out), inner_contiguous(merged)
     gate = None if z is None else inner_contiguous(z)
     rows = batch * length
     blocks = triton.cdiv(rows, tile.rows)
-    row_blocks = max(FEWEST_BLOCKS, triton.cdiv(blocks, MOST_PROGRAMS))
+    row_blocks = max(FEWEST_BLOCKS, triton.cdiv(blocks, MOST_WARPS // tile.warps))
     programs = triton.cdiv(blocks, row_blocks)
     grad_merged = torch.empty(batch, length, channels, dtype=merged.dtype, device=merged.device)
     grad_z = grad_out.new_empty(0) if gate is None else torch.empty_like(gate, memory_format=torch.contiguous_format)
@@ -133,8 +137,8 @@ def backward(
             BLOCK=tile.channels,
             num_warps=tile.warps,
         )
-    grad_weight, grad_bias = shares.sum(0)
-    return grad_merged, grad_z, grad_weight, grad_bias.clone()
+    grad_weight, grad_bias = share_sums(shares)
+    return grad_merged, grad_z, grad_weight.view(channels), grad_bias
 
 
 def _row_strides(gate: Tensor | None) -> tuple[int, ...]:

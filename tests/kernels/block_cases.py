@@ -151,3 +151,17 @@ def compare_loss_sums(logits: Tensor, target: Tensor, tolerance: float, gradient
     ]
     assert grads[0].dtype == logits.dtype
     assert_close("gradient", *grads, gradient_tolerance)
+
+
+def compare_share_sums(shape: tuple[int, int, int], device: str = "cpu") -> None:
+    """Demand of ``share_sums`` what plain torch sums in float64, in memory of its own, and the same bits twice."""
+    from mambaseg.kernels import share_sums as host
+
+    shares = _draw(sum(shape), device)(*shape, dtype=torch.float32)
+    truths = host.plain_share_sums(shares.double())
+    for total, repeated, truth in zip(host.share_sums(shares), host.share_sums(shares), truths, strict=True):
+        assert total.dtype == torch.float32
+        assert total.is_contiguous()
+        assert torch.equal(total, repeated)
+        if truth.numel():
+            assert_close("sums", total, truth, 1e-6)

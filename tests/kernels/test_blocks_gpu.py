@@ -11,6 +11,7 @@ from mambaseg.kernels.selective_state_update import selective_state_update, sele
 from mambaseg.kernels.softmax_sums import softmax_sums, softmax_sums_reference
 from tests.kernels.block_cases import (
     compare_loss_sums,
+    compare_share_sums,
     convolution_inputs,
     loss_inputs,
     map_convolution_inputs,
@@ -148,6 +149,14 @@ def test_layer_norm(shape, result):
         return layer_norm(**tensors, dtype=result)
 
     _compare(run, layer_norm_reference, inputs, result)
+
+
+@pytest.mark.parametrize(
+    "shape", [(1568, 2, 192), (1365, 10, 192), (1568, 1, 4), (3, 5, 1000), (196, 2, 1536), (1, 1, 1)]
+)
+@pytest.mark.usefixtures("_poisoned")
+def test_share_sums(shape):
+    compare_share_sums(shape, "cuda")
 
 
 def test_norm_gate_of_any_strides():
@@ -311,10 +320,11 @@ def test_new_lengths_compile_nothing():
     )
     from mambaseg.kernels.norm_gate.triton_kernels import norm_gate_bwd_kernel, norm_gate_fwd_kernel
     from mambaseg.kernels.softmax_sums.triton_kernels import softmax_sums_bwd_kernel, softmax_sums_fwd_kernel
+    from mambaseg.kernels.triton_shares import share_sums_kernel
 
     kernels = (causal_conv1d_fwd_kernel, causal_conv1d_bwd_kernel, norm_gate_fwd_kernel, norm_gate_bwd_kernel)
     kernels += (depthwise_conv2d_kernel, depthwise_conv2d_weights_kernel)
-    kernels += (softmax_sums_fwd_kernel, softmax_sums_bwd_kernel)
+    kernels += (softmax_sums_fwd_kernel, softmax_sums_bwd_kernel, share_sums_kernel)
 
     def run(length):
         inputs = convolution_inputs(2, 64, length, 4, dtype=torch.float32, device="cuda")

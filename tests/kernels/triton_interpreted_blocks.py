@@ -6,6 +6,7 @@ The interpreter has to be chosen before Triton is imported, and serves CPU tenso
 import pytest
 import torch
 
+from mambaseg.kernels import share_sums as share_sums_host
 from mambaseg.kernels.causal_conv1d import (
     causal_conv1d,
     causal_conv1d_reference,
@@ -23,6 +24,7 @@ from mambaseg.kernels.softmax_sums import softmax_sums
 from mambaseg.kernels.softmax_sums import triton_launch as softmax_sums_launch
 from tests.kernels.block_cases import (
     compare_loss_sums,
+    compare_share_sums,
     convolution_inputs,
     loss_inputs,
     map_convolution_inputs,
@@ -45,6 +47,7 @@ def _count_launches(monkeypatch):
         (convolution_launch, "update"),
         (map_convolution_launch, "forward"),
         (norm_gate_launch, "forward"),
+        (share_sums_host, "share_sums"),
         (softmax_sums_launch, "forward"),
         (update_launch, "update"),
     ):
@@ -187,7 +190,7 @@ def test_layer_norm(shape):
 
 def test_norm_gate_of_rows_in_several_programs(monkeypatch):
     monkeypatch.setattr(norm_gate_launch, "FEWEST_BLOCKS", 1)
-    monkeypatch.setattr(norm_gate_launch, "MOST_PROGRAMS", 3)
+    monkeypatch.setattr(norm_gate_launch, "MOST_WARPS", 3 * 4)
     inputs = norm_gate_inputs(2, 7, 4, 200, dtype=torch.float32)
     _compare(merge_norm_gate, merge_norm_gate_reference, inputs, 1e-5)
 
@@ -208,6 +211,12 @@ def test_norm_gate_of_any_strides():
     inputs["y"] = inputs["y"].detach().permute(2, 1, 0, 3).contiguous().permute(2, 1, 0, 3).requires_grad_()
     inputs["z"] = inputs["z"].detach().transpose(0, 2).contiguous().transpose(0, 2).requires_grad_()
     _compare(merge_norm_gate, merge_norm_gate_reference, inputs, 1e-5)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (7, 1, 4), (5, 2, 9), (37, 10, 3), (1025, 3, 2)])
+@pytest.mark.usefixtures("_poisoned")
+def test_share_sums(shape):
+    compare_share_sums(shape)
 
 
 @pytest.mark.parametrize("shape", [(1, 2, 1), (2, 4, 5, 7), (1, 3, 3, 7, 13), (3, 5), (2, 33, 35), (2, 1, 3)])
