@@ -7,6 +7,7 @@ from mambaseg.kernels.causal_conv1d import causal_conv1d, causal_conv1d_update
 from mambaseg.kernels.cross_scan import cross_merge, cross_scan
 from mambaseg.kernels.depthwise_conv2d import depthwise_conv2d
 from mambaseg.kernels.norm_gate import merge_norm_gate
+from mambaseg.kernels.rms_scores import rms_scores
 from mambaseg.kernels.selective_scan import selective_scan
 from mambaseg.kernels.selective_state_update import selective_state_update
 from mambaseg.kernels.softmax_sums import softmax_sums
@@ -20,6 +21,7 @@ __all__ = [
     "cross_scan",
     "depthwise_conv2d",
     "merge_norm_gate",
+    "rms_scores",
     "selective_scan",
     "selective_state_update",
     "softmax_sums",

@@ -121,6 +121,27 @@ def norm_gate_inputs(
     return {name: value.requires_grad_(requires_grad) for name, value in inputs.items()}
 
 
+def score_inputs(
+    batch: int,
+    height: int,
+    width: int,
+    side: int,
+    channels: int,
+    classes: int,
+    dtype: torch.dtype = torch.float64,
+    device: str = "cpu",
+    requires_grad: bool = True,
+) -> dict[str, Tensor]:
+    """Draw the arguments of ``rms_scores``; the shift is never half."""
+    draw = _draw(height * 1000 + channels, device)
+    inputs = {
+        "vectors": draw(batch, height, width, side**2, channels, dtype=dtype) * 2,
+        "scores": draw(batch, height, width, side**2, classes, dtype=dtype),
+        "shift": draw(classes, dtype=torch.promote_types(dtype, torch.float32)),
+    }
+    return {name: value.requires_grad_(requires_grad) for name, value in inputs.items()}
+
+
 def loss_inputs(
     shape: tuple[int, ...],
     dtype: torch.dtype = torch.float64,
