@@ -15,9 +15,11 @@ MOST_CHANNELS = 1 << 14
 """Wider rows would not fit in the registers of a multiprocessor."""
 FEWEST_WARPS = 4
 """Warps of a program of a backward pass at least: narrow rows are shared out to them, and all leave one share."""
-MOST_WARPS = 132 * 48
-"""Warps of a backward pass, two to three times what an H100 or H200 holds at 80 to 128 registers a lane."""
-FEWEST_BLOCKS = 4
+REGISTERS, MOST_WARPS = 96, 132 * 20
+"""Registers of a lane of a backward pass at most, and warps, what an H100 or H200 then holds at once."""
+WARP_REGISTERS = 1 << 11
+"""Registers of a lane over all warps of a program: what a multiprocessor has."""
+FEWEST_BLOCKS = 2
 """Blocks of rows that a program of a backward pass takes, so that shares stay small beside the rows."""
 FORWARD_VALUES, BACKWARD_VALUES = 16, 8
 """Values of each tensor that a lane holds: what leaves registers for enough warps, a backward pass holding more."""
@@ -66,7 +68,7 @@ def forward(
     refuse_float64("merge_norm_gate", y, z, weight, bias)
     batch, length, directions, channels = y.shape
     tile = choose_tile(channels, FORWARD_VALUES)
-    y, gate = inner_contiguous(y), None if z is None else inner_contiguous(z)
+    y_rows, gate = _rows(y), None if z is None else _rows(z)
     save_merged = save and directions > 1
     rows = batch * length
     out = torch.empty(batch, length, channels, dtype=dtype, device=y.device)
@@ -74,7 +76,7 @@ def forward(
     merged = torch.empty((batch, length, channels) if save_merged else (0,), dtype=y.dtype, device=y.device)
     with on_device(y.device):
         launch(norm_gate_fwd_kernel, triton.cdiv(rows, tile.rows))(
-            y,
+            y_rows,
             out if gate is None else gate,
             weight.contiguous(),
             bias.contiguous(),
@@ -82,11 +84,10 @@ def forward(
             mean,
             rstd,
             merged if save_merged else out,
-            *y.stride()[:3],
-            *_row_strides(gate),
+            *y_rows.stride()[:2],
+            0 if gate is None else gate.stride(0),
             eps,
             rows,
-            length,
             channels,
             G=directions,
             HAS_GATE=gate is not None,
@@ -104,20 +105,19 @@ def backward(
     """Differentiate ``forward``; arguments and results of ``plain.backward``."""
     batch, length, channels = merged.shape
     tile = choose_tile(channels, BACKWARD_VALUES, FEWEST_WARPS)
-    grad_out, merged = inner_contiguous(grad_out), inner_contiguous(merged)
-    gate = None if z is None else inner_contiguous(z)
+    grad_rows, merged_rows, gate = _rows(grad_out), _rows(merged), None if z is None else _rows(z)
     rows = batch * length
     blocks = triton.cdiv(rows, tile.rows)
     row_blocks = max(FEWEST_BLOCKS, triton.cdiv(blocks, MOST_WARPS // tile.warps))
     programs = triton.cdiv(blocks, row_blocks)
     grad_merged = torch.empty(batch, length, channels, dtype=merged.dtype, device=merged.device)
-    grad_z = grad_out.new_empty(0) if gate is None else torch.empty_like(gate, memory_format=torch.contiguous_format)
+    grad_z = grad_out.new_empty(0) if z is None else torch.empty_like(z, memory_format=torch.contiguous_format)
     shares = torch.empty(programs, 2, channels, dtype=torch.float32, device=merged.device)
     with on_device(merged.device):
         launch(norm_gate_bwd_kernel, programs)(
-            grad_out,
-            merged,
-            merged if gate is None else gate,
+            grad_rows,
+            merged_rows,
+            merged_rows if gate is None else gate,
             weight.contiguous(),
             bias.contiguous(),
             mean,
@@ -125,21 +125,25 @@ def backward(
             grad_merged,
             grad_z,
             shares,
-            *grad_out.stride()[:2],
-            *merged.stride()[:2],
-            *_row_strides(gate),
+            grad_rows.stride(0),
+            merged_rows.stride(0),
+            0 if gate is None else gate.stride(0),
             rows,
-            length,
             row_blocks,
             channels,
             HAS_GATE=gate is not None,
             ROWS=tile.rows,
             BLOCK=tile.channels,
             num_warps=tile.warps,
+            maxnreg=min(REGISTERS, WARP_REGISTERS // tile.warps),
         )
     grad_weight, grad_bias = share_sums(shares)
     return grad_merged, grad_z, grad_weight.view(channels), grad_bias
 
 
-def _row_strides(gate: Tensor | None) -> tuple[int, ...]:
-    return (0, 0) if gate is None else gate.stride()[:2]
+def _rows(tensor: Tensor) -> Tensor:
+    """Return (B, L, ...) as (B L, ...), a copy only where no one stride leads along all rows.
+
+    Kernels so find a row by a product, where two strides would take a division of 64 bits before every load.
+    """
+    return inner_contiguous(tensor).flatten(0, 1)
