@@ -20,8 +20,8 @@ FEWEST_OF_CHUNK = 8
 CHUNK_VALUES, SCORES = 2048, 4096
 """Values of a chunk, and scores, that a program of ``WARPS`` warps holds at most: 16 and 32 a lane."""
 WARPS = 4
-MOST_PROGRAMS = 132 * 12
-"""Programs of a backward pass, two to three times what an H100 or H200 holds; each leaves a share to add."""
+MOST_PROGRAMS = 132 * 6
+"""Programs of a backward pass, what an H100 or H200 holds at once; each leaves a share of the shift's gradient."""
 
 
 @dataclass(frozen=True)

@@ -173,7 +173,7 @@ def test_scores(batch, height, width, side, channels, classes, dtype):
 
 
 @pytest.mark.parametrize(
-    "shape", [(1568, 2, 192), (1365, 10, 192), (1568, 1, 4), (3, 5, 1000), (196, 2, 1536), (1, 1, 1)]
+    "shape", [(1568, 2, 192), (1365, 10, 192), (32, 10, 1536), (1568, 1, 4), (3, 5, 1000), (196, 2, 1536), (1, 1, 1)]
 )
 @pytest.mark.usefixtures("_poisoned")
 def test_share_sums(shape):

@@ -241,7 +241,7 @@ def test_scores_of_half_inputs_of_any_strides():
     _compare(rms_scores, rms_scores_reference, inputs, 1e-2)
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1), (7, 1, 4), (5, 2, 9), (37, 10, 3), (1025, 3, 2)])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (7, 1, 4), (5, 2, 9), (37, 10, 3), (1025, 3, 2), (130, 2, 8450)])
 @pytest.mark.usefixtures("_poisoned")
 def test_share_sums(shape):
     compare_share_sums(shape)
