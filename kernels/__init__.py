@@ -8,6 +8,7 @@ from mambaseg.kernels.cross_scan import cross_merge, cross_scan
 from mambaseg.kernels.depthwise_conv2d import depthwise_conv2d
 from mambaseg.kernels.largest_class import largest_class
 from mambaseg.kernels.norm_gate import merge_norm_gate
+from mambaseg.kernels.rms_scores import rms_scores
 from mambaseg.kernels.selective_scan import selective_scan
 from mambaseg.kernels.selective_state_update import selective_state_update
 from mambaseg.kernels.softmax_sums import losses_of_sums, softmax_sums, stacked_softmax_sums
@@ -23,6 +24,7 @@ __all__ = [
     "largest_class",
     "losses_of_sums",
     "merge_norm_gate",
+    "rms_scores",
     "selective_scan",
     "selective_state_update",
     "softmax_sums",

@@ -9,6 +9,7 @@ from torch import Tensor
 from mambaseg.kernels.causal_conv1d import causal_conv1d, causal_conv1d_reference
 from mambaseg.kernels.depthwise_conv2d import depthwise_conv2d, depthwise_conv2d_reference
 from mambaseg.kernels.norm_gate import layer_norm, layer_norm_reference, merge_norm_gate, merge_norm_gate_reference
+from mambaseg.kernels.rms_scores import rms_scores, rms_scores_reference
 from mambaseg.kernels.selective_scan.interface import selective_scan
 from mambaseg.kernels.selective_scan.reference import selective_scan_reference
 from mambaseg.kernels.selective_state_update import selective_state_update, selective_state_update_reference
@@ -43,6 +44,9 @@ def operator_errors(device: torch.device) -> dict[str, float]:
             device, merge_norm_gate, merge_norm_gate_reference, [(2, 35, 4, 50), (2, 35, 50), (50,), (50,)]
         ),
         "layer norm": _error(device, layer_norm, layer_norm_reference, [(2, 35, 50), (50,), (50,)]),
+        "scores of the head": _error(
+            device, rms_scores, rms_scores_reference, [(2, 5, 7, 16, 24), (2, 5, 7, 16, 3), (3,)]
+        ),
         "sums of the losses": _softmax_sums_error(device),
     }
 

@@ -14,12 +14,14 @@ from mambaseg.kernels import (
     causal_conv1d_update,
     depthwise_conv2d,
     merge_norm_gate,
+    rms_scores,
     selective_state_update,
     softmax_sums,
 )
 from mambaseg.kernels.causal_conv1d import causal_conv1d_reference, causal_conv1d_update_reference
 from mambaseg.kernels.depthwise_conv2d import depthwise_conv2d_reference
 from mambaseg.kernels.norm_gate import layer_norm, layer_norm_reference, merge_norm_gate_reference
+from mambaseg.kernels.rms_scores import rms_scores_reference
 from mambaseg.kernels.selective_state_update import selective_state_update_reference
 from mambaseg.kernels.softmax_sums import softmax_sums_reference
 
@@ -30,6 +32,9 @@ SIZES = {
 }
 # (batch, classes, height, width) of logits
 LOGITS = {"full": [(16, 4, 224, 224), (24, 4, 256, 256)], "demo": [(2, 4, 32, 32)]}
+# (batch, height, width, pixels of a patch, channels) of the vectors behind the last expansion
+VECTORS = {"full": [(16, 56, 56, 16, 96), (24, 64, 64, 16, 96)], "demo": [(2, 8, 8, 16, 24)]}
+CLASSES = 4
 SMALL = (2, 37)
 TORCH = "torch"
 TAPS = 4
@@ -52,6 +57,8 @@ def cases(size: str, dtypes: list[str]) -> Iterator[Case]:
         for maps in LOGITS[size]:
             for layout in ("contiguous", "channels last"):
                 yield loss_sums(layout, maps, dtype)
+        for vectors in VECTORS[size]:
+            yield head(vectors, dtype)
         for batch, channels in dict.fromkeys((batch, channels) for batch, _, channels in SIZES[size]):
             yield decoding_step("causal_conv1d_update", batch, channels, dtype)
             yield decoding_step("selective_state_update", batch, channels, dtype)
@@ -194,6 +201,18 @@ def loss_sums(layout: str, sizes: tuple[int, int, int, int], dtype: str) -> Case
     kernel = f"softmax_sums {layout}"
     providers = {TORCH: Provider(plain), OURS: Provider(ours, f"{kernel} {dtype} {sizes[1]}")}
     return Case(kernel, str(sizes), dtype, sizes, (2, sizes[1], 9, 16), draw, providers, reference)
+
+
+def head(sizes: tuple[int, int, int, int, int], dtype: str) -> Case:
+    """Return what a decoder's head does with the vectors of its pixels and their scores."""
+
+    def draw(sizes: tuple[int, ...], kind: torch.dtype, device: str) -> list[Tensor]:
+        vectors = torch.randn(*sizes, device=device).to(kind)
+        return [vectors, torch.randn(*sizes[:-1], CLASSES, device=device).to(kind), torch.randn(CLASSES, device=device)]
+
+    shape, small = f"{sizes}, K={CLASSES}", (2, 3, 5, *sizes[3:])
+    providers = {TORCH: Provider(rms_scores_reference), OURS: Provider(rms_scores, f"rms_scores {dtype} {sizes[-1]}")}
+    return Case("rms_scores", shape, dtype, sizes, small, draw, providers, rms_scores_reference)
 
 
 def decoding_step(kernel: str, batch: int, channels: int, dtype: str) -> Case:

@@ -164,6 +164,18 @@ def softmax_sums(mode: str, size: int, batch: int, classes: int, height: int, wi
     return Work(pixels * (passes * classes * size + 8), pixels * (classes + (1 if mode == "backward" else 2)))
 
 
+def rms_scores(
+    mode: str, size: int, batch: int, height: int, width: int, of_patch: int, channels: int, classes: int
+) -> Work:
+    """Count the scores of vectors (B, H, W, s², C), their lengths in float32: vectors, scores and logits, once each.
+
+    Backward: vectors, scores and lengths, and the gradients of logits, vectors and scores.
+    """
+    pixels = batch * height * width * of_patch
+    values = 2 * channels + 3 * classes if mode == "backward" else channels + 2 * classes
+    return Work(pixels * (values * size + 4), 0 if mode == "backward" else pixels)
+
+
 def causal_conv1d_update(mode: str, size: int, batch: int, _steps: int, channels: int) -> Work:
     """Count one step of the convolution, four taps: its state read and written, x and y; exp and division."""
     return Work(batch * channels * (2 * 4 + 2) * size, 2 * batch * channels)
@@ -183,6 +195,7 @@ COUNTS: dict[str, Callable[..., Work]] = {
     "merge_norm": merge_norm,
     "layer_norm": layer_norm,
     "softmax_sums": softmax_sums,
+    "rms_scores": rms_scores,
     "causal_conv1d_update": causal_conv1d_update,
     "selective_state_update": selective_state_update,
 }

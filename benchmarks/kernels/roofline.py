@@ -72,6 +72,7 @@ STAGES = ((192, 56), (384, 28), (768, 14), (1536, 7))
 SCANS = tuple(f"(24, 4*{channels}, {side}*{side}), N=16" for channels, side in STAGES)
 SEQUENCES = tuple(f"(24, {side * side}, {channels})" for channels, side in STAGES)
 MAPS = tuple(f"(24, {side}, {side}, {channels})" for channels, side in STAGES)
+VECTORS = ("(16, 56, 56, 16, 96), K=4", "(24, 64, 64, 16, 96), K=4")
 LOGITS = ("(16, 4, 224, 224)", "(24, 4, 256, 256)")
 FIGURES = {
     "selective_scan": (
@@ -107,6 +108,10 @@ FIGURES = {
         Column(f"{layout}: {title}", f"softmax_sums {layout}", mode, LOGITS)
         for layout in ("contiguous", "channels last")
         for title, mode in (("forward", "forward_saving"), ("backward", "backward"))
+    ),
+    "rms_scores": (
+        Column("forward", "rms_scores", "forward_saving", VECTORS),
+        Column("backward", "rms_scores", "backward", VECTORS),
     ),
     "selective_state_update": (Column("one step", "selective_state_update", "forward", SEQUENCES),),
 }
@@ -236,7 +241,7 @@ def draw(axis: Axes, shown: Panel, column: Column, dtype: str) -> set[str]:
 
 def tick(shape: str) -> str:
     """Write a shape in lines."""
-    sizes, _, states = shape.partition("), N=")
+    sizes, _, states = shape.partition(", K=")[0].partition("), N=")
     first, second, *rest = sizes.strip("()").replace("*", "·").split(", ")
     return "\n".join([first, second, "·".join(rest), *([f"N={states}"] if states == "1" else [])])
 

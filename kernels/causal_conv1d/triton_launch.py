@@ -1,4 +1,4 @@
-"""Host side of the Triton kernels: segments of time, launches, and the sums over shares."""
+"""Host side of the Triton kernels: segments of time and launches."""
 
 from typing import Any
 
@@ -12,6 +12,7 @@ from mambaseg.kernels.causal_conv1d.triton_kernels import (
     causal_conv1d_update_kernel,
 )
 from mambaseg.kernels.launch import inner_contiguous, launch, on_device, refuse_float64
+from mambaseg.kernels.share_sums import share_sums
 
 STEPS = 8
 """Steps whose loads are issued together."""
@@ -95,8 +96,7 @@ def backward(
             steps,
             **_constants(x, weight, bias, initial_states, silu),
         )
-    total = shares.sum((0, 1))
-    return grad_x, total[:width].t().clone(memory_format=torch.contiguous_format), total[width].clone(), grad_initial
+    return grad_x, *share_sums(shares.flatten(0, 1)), grad_initial
 
 
 def update(x: Tensor, conv_state: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> Tensor:

@@ -1,4 +1,4 @@
-"""Host side of the Triton kernels: strips, launches, and the sums over shares."""
+"""Host side of the Triton kernels: strips and launches."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mambaseg.kernels.depthwise_conv2d.triton_kernels import depthwise_conv2d_kernel, depthwise_conv2d_weights_kernel
 from mambaseg.kernels.launch import inner_contiguous, launch, on_device, refuse_float64
+from mambaseg.kernels.share_sums import share_sums
 
 ROWS = 4
 """Rows of a strip: fewer read more rows twice, more leave no registers."""
@@ -83,9 +84,8 @@ def backward(
             *grid.sizes(x),
             **_constants(weight, bias, silu),
         )
-    total = shares.sum(0)
-    grad_weight = total[:-1].t().reshape(weight.shape).clone(memory_format=torch.contiguous_format)
-    return _convolve(before_silu, weight, None, False, mirrored=True), grad_weight, total[-1].clone()
+    grad_weight, grad_bias = share_sums(shares)
+    return _convolve(before_silu, weight, None, False, mirrored=True), grad_weight.view(weight.shape), grad_bias
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, mirrored: bool) -> Tensor:

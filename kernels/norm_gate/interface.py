@@ -12,7 +12,8 @@ def merge_norm_gate(y: Tensor, z: Tensor | None, weight: Tensor, bias: Tensor, e
     """Return LayerNorm(sum of y over its directions) times SiLU(z), what a VSS block does between scan and projection.
 
     VMamba, https://arxiv.org/abs/2401.10166. Sums and statistics are float32 whatever the input types. ``y`` and ``z``
-    are read in place as long as their last axis has stride 1, so ``z`` may be a half of a wider projection.
+    are read in place as long as their last axis has stride 1 and one stride leads along all rows of the batch, so ``z``
+    may be a half of a wider projection.
 
     Args:
         y: Scans in G >= 1 directions, (B, L, G, E). Its gradient is one (B, L, E) expanded over G, not G copies.

@@ -13,24 +13,21 @@ import triton.language as tl
 from mambaseg.kernels.triton_math import silu
 
 
-@triton.jit(do_not_specialize=["rows", "length"])
+@triton.jit(do_not_specialize=["rows"])
 def norm_gate_fwd_kernel(
-    y_ptr,  # (batch, L, G, E), channel stride 1
-    z_ptr,  # (batch, L, E), channel stride 1; unused without a gate
+    y_ptr,  # (rows, G, E), channel stride 1
+    z_ptr,  # (rows, E), channel stride 1; unused without a gate
     weight_ptr,  # (E,)
     bias_ptr,  # (E,)
-    out_ptr,  # (batch * L, E), contiguous
-    mean_ptr,  # (batch * L,)
-    rstd_ptr,  # (batch * L,)
-    merged_ptr,  # (batch * L, E), contiguous
-    y_batch,
-    y_step,
+    out_ptr,  # (rows, E), contiguous
+    mean_ptr,  # (rows,)
+    rstd_ptr,  # (rows,)
+    merged_ptr,  # (rows, E), contiguous
+    y_row,
     y_group,
-    z_batch,
-    z_step,
+    z_row,
     eps,
     rows,
-    length,
     channels,
     G: tl.constexpr,
     HAS_GATE: tl.constexpr,
@@ -44,11 +41,10 @@ def norm_gate_fwd_kernel(
     e_alive = e < channels
     row_alive = row < rows
     alive = row_alive[:, None] & e_alive[None, :]
-    y_rows = y_ptr + row_offsets(row, length, y_batch, y_step)[:, None] + e[None, :]
+    y_rows = y_ptr + row[:, None] * y_row + e[None, :]
     out_rows = row[:, None] * channels + e[None, :]
     if HAS_GATE:
-        z_rows = z_ptr + row_offsets(row, length, z_batch, z_step)[:, None] + e[None, :]
-        z = tl.load(z_rows, mask=alive, other=0.0).to(tl.float32)
+        z = tl.load(z_ptr + row[:, None] * z_row + e[None, :], mask=alive, other=0.0).to(tl.float32)
     merged = tl.load(y_rows, mask=alive, other=0.0).to(tl.float32)
     for g in tl.static_range(1, G):
         merged += tl.load(y_rows + g * y_group, mask=alive, other=0.0).to(tl.float32)
@@ -69,26 +65,22 @@ def norm_gate_fwd_kernel(
     tl.store(rstd_ptr + row, rstd, mask=row_alive)
 
 
-@triton.jit(do_not_specialize=["rows", "length", "row_blocks"])
+@triton.jit(do_not_specialize=["rows", "row_blocks"])
 def norm_gate_bwd_kernel(
-    grad_out_ptr,  # (batch, L, E), channel stride 1
-    merged_ptr,  # (batch, L, E), channel stride 1
-    z_ptr,  # (batch, L, E), channel stride 1; unused without a gate
+    grad_out_ptr,  # (rows, E), channel stride 1
+    merged_ptr,  # (rows, E), channel stride 1
+    z_ptr,  # (rows, E), channel stride 1; unused without a gate
     weight_ptr,  # (E,)
     bias_ptr,  # (E,)
-    mean_ptr,  # (batch * L,)
-    rstd_ptr,  # (batch * L,)
-    grad_merged_ptr,  # (batch * L, E), contiguous
-    grad_z_ptr,  # (batch * L, E), contiguous
+    mean_ptr,  # (rows,)
+    rstd_ptr,  # (rows,)
+    grad_merged_ptr,  # (rows, E), contiguous
+    grad_z_ptr,  # (rows, E), contiguous
     shares_ptr,  # (programs, 2, E), contiguous: gradients of weight and bias, a share per program
-    grad_out_batch,
-    grad_out_step,
-    merged_batch,
-    merged_step,
-    z_batch,
-    z_step,
+    grad_out_row,
+    merged_row,
+    z_row,
     rows,
-    length,
     row_blocks,  # blocks of ROWS rows that each program takes, one after another
     channels,
     HAS_GATE: tl.constexpr,
@@ -107,8 +99,8 @@ def norm_gate_bwd_kernel(
         row = (program.to(tl.int64) * row_blocks + block) * ROWS + tl.arange(0, ROWS)
         row_alive = row < rows
         alive = row_alive[:, None] & e_alive[None, :]
-        grad_out_rows = grad_out_ptr + row_offsets(row, length, grad_out_batch, grad_out_step)[:, None] + e[None, :]
-        merged_rows = merged_ptr + row_offsets(row, length, merged_batch, merged_step)[:, None] + e[None, :]
+        grad_out_rows = grad_out_ptr + row[:, None] * grad_out_row + e[None, :]
+        merged_rows = merged_ptr + row[:, None] * merged_row + e[None, :]
         out_rows = row[:, None] * channels + e[None, :]
         grad_out = tl.load(grad_out_rows, mask=alive, other=0.0).to(tl.float32)
         merged = tl.load(merged_rows, mask=alive, other=0.0).to(tl.float32)
@@ -118,8 +110,7 @@ def norm_gate_bwd_kernel(
         x_hat = tl.where(alive, (merged - mean) * rstd, 0.0)
         grad_normalised = grad_out
         if HAS_GATE:
-            z_rows = z_ptr + row_offsets(row, length, z_batch, z_step)[:, None] + e[None, :]
-            z = tl.load(z_rows, mask=alive, other=0.0).to(tl.float32)
+            z = tl.load(z_ptr + row[:, None] * z_row + e[None, :], mask=alive, other=0.0).to(tl.float32)
             gate_slope = tl.sigmoid(z)
             gate = z * gate_slope
             gate_slope += gate * (1.0 - gate_slope)
@@ -137,9 +128,3 @@ def norm_gate_bwd_kernel(
     share = shares_ptr + program.to(tl.int64) * (2 * channels) + e
     tl.store(share, tl.sum(grad_weight, axis=0), mask=e_alive)
     tl.store(share + channels, tl.sum(grad_bias, axis=0), mask=e_alive)
-
-
-@triton.jit
-def row_offsets(row, length, stride_batch, stride_step):
-    """Return where rows of (batch, L) start, counted in 64 bits."""
-    return row // length * stride_batch + row % length * stride_step

@@ -1,4 +1,4 @@
-"""Host side of the Triton kernels: tiles, launches, and the sums over shares."""
+"""Host side of the Triton kernels: tiles and launches."""
 
 from dataclasses import dataclass
 
@@ -9,12 +9,17 @@ from torch import Tensor
 from mambaseg.kernels.backend import ScanBackendError
 from mambaseg.kernels.launch import inner_contiguous, launch, on_device, refuse_float64
 from mambaseg.kernels.norm_gate.triton_kernels import norm_gate_bwd_kernel, norm_gate_fwd_kernel
+from mambaseg.kernels.share_sums import share_sums
 
 MOST_CHANNELS = 1 << 14
 """Wider rows would not fit in the registers of a multiprocessor."""
-MOST_PROGRAMS = 2048
-"""Programs of a backward pass; each leaves a share of the weight's gradient to add."""
-FEWEST_BLOCKS = 4
+FEWEST_WARPS = 4
+"""Warps of a program of a backward pass at least: narrow rows are shared out to them, and all leave one share."""
+REGISTERS, MOST_WARPS = 96, 132 * 20
+"""Registers of a lane of a backward pass at most, and warps, what an H100 or H200 then holds at once."""
+WARP_REGISTERS = 1 << 11
+"""Registers of a lane over all warps of a program: what a multiprocessor has."""
+FEWEST_BLOCKS = 2
 """Blocks of rows that a program of a backward pass takes, so that shares stay small beside the rows."""
 FORWARD_VALUES, BACKWARD_VALUES = 16, 8
 """Values of each tensor that a lane holds: what leaves registers for enough warps, a backward pass holding more."""
@@ -35,12 +40,13 @@ class Tile:
     warps: int
 
 
-def choose_tile(channels: int, values: int) -> Tile:
+def choose_tile(channels: int, values: int, fewest_warps: int = 1) -> Tile:
     """Choose the tile for rows of so many channels.
 
     Args:
         channels: Channels of a row.
         values: Values of a tensor that a lane shall hold.
+        fewest_warps: Warps at least; more than rows need hold more rows.
 
     Raises:
         ScanBackendError: Rows are too wide.
@@ -51,8 +57,8 @@ def choose_tile(channels: int, values: int) -> Tile:
             "set MAMBASEG_SCAN_BACKEND=cpu to run the torch path there"
         )
     padded = triton.next_power_of_2(channels)
-    rows = max(1, 32 * values // padded)
-    return Tile(rows, padded, min(32, max(1, rows * padded // (32 * values))))
+    rows = max(1, fewest_warps * 32 * values // padded)
+    return Tile(rows, padded, min(32, max(fewest_warps, rows * padded // (32 * values))))
 
 
 def forward(
@@ -62,7 +68,7 @@ def forward(
     refuse_float64("merge_norm_gate", y, z, weight, bias)
     batch, length, directions, channels = y.shape
     tile = choose_tile(channels, FORWARD_VALUES)
-    y, gate = inner_contiguous(y), None if z is None else inner_contiguous(z)
+    y_rows, gate = _rows(y), None if z is None else _rows(z)
     save_merged = save and directions > 1
     rows = batch * length
     out = torch.empty(batch, length, channels, dtype=dtype, device=y.device)
@@ -70,7 +76,7 @@ def forward(
     merged = torch.empty((batch, length, channels) if save_merged else (0,), dtype=y.dtype, device=y.device)
     with on_device(y.device):
         launch(norm_gate_fwd_kernel, triton.cdiv(rows, tile.rows))(
-            y,
+            y_rows,
             out if gate is None else gate,
             weight.contiguous(),
             bias.contiguous(),
@@ -78,11 +84,10 @@ def forward(
             mean,
             rstd,
             merged if save_merged else out,
-            *y.stride()[:3],
-            *_row_strides(gate),
+            *y_rows.stride()[:2],
+            0 if gate is None else gate.stride(0),
             eps,
             rows,
-            length,
             channels,
             G=directions,
             HAS_GATE=gate is not None,
@@ -99,21 +104,20 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Differentiate ``forward``; arguments and results of ``plain.backward``."""
     batch, length, channels = merged.shape
-    tile = choose_tile(channels, BACKWARD_VALUES)
-    grad_out, merged = inner_contiguous(grad_out), inner_contiguous(merged)
-    gate = None if z is None else inner_contiguous(z)
+    tile = choose_tile(channels, BACKWARD_VALUES, FEWEST_WARPS)
+    grad_rows, merged_rows, gate = _rows(grad_out), _rows(merged), None if z is None else _rows(z)
     rows = batch * length
     blocks = triton.cdiv(rows, tile.rows)
-    row_blocks = max(FEWEST_BLOCKS, triton.cdiv(blocks, MOST_PROGRAMS))
+    row_blocks = max(FEWEST_BLOCKS, triton.cdiv(blocks, MOST_WARPS // tile.warps))
     programs = triton.cdiv(blocks, row_blocks)
     grad_merged = torch.empty(batch, length, channels, dtype=merged.dtype, device=merged.device)
-    grad_z = grad_out.new_empty(0) if gate is None else torch.empty_like(gate, memory_format=torch.contiguous_format)
+    grad_z = grad_out.new_empty(0) if z is None else torch.empty_like(z, memory_format=torch.contiguous_format)
     shares = torch.empty(programs, 2, channels, dtype=torch.float32, device=merged.device)
     with on_device(merged.device):
         launch(norm_gate_bwd_kernel, programs)(
-            grad_out,
-            merged,
-            merged if gate is None else gate,
+            grad_rows,
+            merged_rows,
+            merged_rows if gate is None else gate,
             weight.contiguous(),
             bias.contiguous(),
             mean,
@@ -121,21 +125,25 @@ def backward(
             grad_merged,
             grad_z,
             shares,
-            *grad_out.stride()[:2],
-            *merged.stride()[:2],
-            *_row_strides(gate),
+            grad_rows.stride(0),
+            merged_rows.stride(0),
+            0 if gate is None else gate.stride(0),
             rows,
-            length,
             row_blocks,
             channels,
             HAS_GATE=gate is not None,
             ROWS=tile.rows,
             BLOCK=tile.channels,
             num_warps=tile.warps,
+            maxnreg=min(REGISTERS, WARP_REGISTERS // tile.warps),
         )
-    grad_weight, grad_bias = shares.sum(0)
-    return grad_merged, grad_z, grad_weight, grad_bias.clone()
+    grad_weight, grad_bias = share_sums(shares)
+    return grad_merged, grad_z, grad_weight.view(channels), grad_bias
 
 
-def _row_strides(gate: Tensor | None) -> tuple[int, ...]:
-    return (0, 0) if gate is None else gate.stride()[:2]
+def _rows(tensor: Tensor) -> Tensor:
+    """Return (B, L, ...) as (B L, ...), a copy only where no one stride leads along all rows.
+
+    Kernels so find a row by a product, where two strides would take a division of 64 bits before every load.
+    """
+    return inner_contiguous(tensor).flatten(0, 1)

@@ -61,6 +61,13 @@ def test_bytes_of_the_losses_sums(floors):
     assert [work.moved for work in passes] == [16 * 224 * 224 * (16 + 8), 16 * 224 * 224 * (32 + 8)]
 
 
+def test_bytes_of_the_heads_scores(floors):
+    passes = [
+        floors.work("rms_scores", mode, "bf16", "(16, 56, 56, 16, 96), K=4") for mode in ("forward_saving", "backward")
+    ]
+    assert [work.moved for work in passes] == [16 * 224 * 224 * (2 * 104 + 4), 16 * 224 * 224 * (2 * 204 + 4)]
+
+
 def test_bench_appends_rows_and_says_what_it_did_not_reach(folder, tmp_path):
     output = tmp_path / "rows.csv"
     shared = (folder / "bench.py", "--device", "cpu", "--dtypes", "fp32", "--repeats", 2, "--output", output)

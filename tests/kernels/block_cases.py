@@ -128,6 +128,27 @@ def norm_gate_inputs(
     return {name: value.requires_grad_(requires_grad) for name, value in inputs.items()}
 
 
+def score_inputs(
+    batch: int,
+    height: int,
+    width: int,
+    side: int,
+    channels: int,
+    classes: int,
+    dtype: torch.dtype = torch.float64,
+    device: str = "cpu",
+    requires_grad: bool = True,
+) -> dict[str, Tensor]:
+    """Draw the arguments of ``rms_scores``; the shift is never half."""
+    draw = _draw(height * 1000 + channels, device)
+    inputs = {
+        "vectors": draw(batch, height, width, side**2, channels, dtype=dtype) * 2,
+        "scores": draw(batch, height, width, side**2, classes, dtype=dtype),
+        "shift": draw(classes, dtype=torch.promote_types(dtype, torch.float32)),
+    }
+    return {name: value.requires_grad_(requires_grad) for name, value in inputs.items()}
+
+
 def loss_inputs(
     shape: tuple[int, ...],
     dtype: torch.dtype = torch.float64,
@@ -228,3 +249,17 @@ def compare_largest_class(
     classes = largest_class(logits)
     assert classes.dtype == torch.int64
     assert torch.equal(classes.cpu(), logits.cpu().argmax(1))
+
+
+def compare_share_sums(shape: tuple[int, int, int], device: str = "cpu") -> None:
+    """Demand of ``share_sums`` what plain torch sums in float64, in memory of its own, and the same bits twice."""
+    from mambaseg.kernels import share_sums as host
+
+    shares = _draw(sum(shape), device)(*shape, dtype=torch.float32)
+    truths = host.plain_share_sums(shares.double())
+    for total, repeated, truth in zip(host.share_sums(shares), host.share_sums(shares), truths, strict=True):
+        assert total.dtype == torch.float32
+        assert total.is_contiguous()
+        assert torch.equal(total, repeated)
+        if truth.numel():
+            assert_close("sums", total, truth, 1e-6)

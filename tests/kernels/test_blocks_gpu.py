@@ -8,17 +8,20 @@ from mambaseg.kernels.causal_conv1d import causal_conv1d, causal_conv1d_referenc
 from mambaseg.kernels.depthwise_conv2d import depthwise_conv2d, depthwise_conv2d_reference
 from mambaseg.kernels.largest_class import largest_class
 from mambaseg.kernels.norm_gate import layer_norm, layer_norm_reference, merge_norm_gate, merge_norm_gate_reference
+from mambaseg.kernels.rms_scores import rms_scores, rms_scores_reference
 from mambaseg.kernels.selective_state_update import selective_state_update, selective_state_update_reference
 from mambaseg.kernels.softmax_sums import losses_of_sums, softmax_sums, softmax_sums_reference, stacked_softmax_sums
 from tests.kernels.block_cases import (
     compare_largest_class,
     compare_loss_sums,
     compare_losses_of_sums,
+    compare_share_sums,
     compare_stacked_loss_sums,
     convolution_inputs,
     loss_inputs,
     map_convolution_inputs,
     norm_gate_inputs,
+    score_inputs,
     stacked_loss_inputs,
     sums_inputs,
     update_inputs,
@@ -156,6 +159,33 @@ def test_layer_norm(shape, result):
     _compare(run, layer_norm_reference, inputs, result)
 
 
+@pytest.mark.parametrize(
+    ("batch", "height", "width", "side", "channels", "classes"),
+    [
+        (2, 56, 56, 4, 96, 4),
+        (3, 13, 7, 4, 96, 4),
+        (2, 28, 28, 4, 24, 9),
+        (2, 15, 9, 2, 33, 2),
+        (1, 9, 5, 3, 768, 14),
+        (1, 3, 2, 1, 5000, 1),
+        (1, 4, 4, 2, 16, 200),
+    ],
+)
+@pytest.mark.parametrize("dtype", list(PRECISION))
+@pytest.mark.usefixtures("_poisoned")
+def test_scores(batch, height, width, side, channels, classes, dtype):
+    inputs = score_inputs(batch, height, width, side, channels, classes, dtype, "cuda")
+    _compare(rms_scores, rms_scores_reference, inputs, dtype)
+
+
+@pytest.mark.parametrize(
+    "shape", [(1568, 2, 192), (1365, 10, 192), (32, 10, 1536), (1568, 1, 4), (3, 5, 1000), (196, 2, 1536), (1, 1, 1)]
+)
+@pytest.mark.usefixtures("_poisoned")
+def test_share_sums(shape):
+    compare_share_sums(shape, "cuda")
+
+
 def test_norm_gate_of_any_strides():
     inputs = norm_gate_inputs(2, 60, 4, 48, dtype=torch.float32, device="cuda")
     inputs["y"] = inputs["y"].detach().permute(2, 1, 0, 3).contiguous().permute(2, 1, 0, 3).requires_grad_()
@@ -247,7 +277,9 @@ def test_same_call_twice_is_bit_equal():
         gated = merge_norm_gate(**gate_inputs)
         map_inputs = map_convolution_inputs(4, 28, 28, 384, dtype=torch.float32, device="cuda")
         convolved = depthwise_conv2d(**map_inputs, activation="silu")
-        pairs = ((out, inputs), (gated, gate_inputs), (convolved, map_inputs))
+        scores_inputs = score_inputs(4, 56, 56, 4, 96, 4, dtype=torch.float32, device="cuda")
+        scored = rms_scores(**scores_inputs)
+        pairs = ((out, inputs), (gated, gate_inputs), (convolved, map_inputs), (scored, scores_inputs))
         runs.append([tensor for out, given in pairs for tensor in (out, *gradients(out, given).values())])
     assert all(torch.equal(first, second) for first, second in zip(*runs, strict=True))
 
@@ -310,6 +342,25 @@ def test_norm_gate_beyond_32_bits():
     assert_close("dy", grad[:, -64:], expected, 1e-2)
 
 
+def test_scores_beyond_32_bits():
+    _skip_without_memory(24)
+    batch, side, channels, classes = 2, 2**12, 48, 2
+    vectors = torch.zeros(batch, side, side, 4, channels, device="cuda", dtype=torch.bfloat16)
+    scores = torch.zeros(batch, side, side, 4, classes, device="cuda", dtype=torch.bfloat16)
+    vectors[:, -4:], scores[:, -4:] = (torch.randn_like(tensor[:, -4:]) for tensor in (vectors, scores))
+    shift = torch.randn(classes, device="cuda")
+    vectors.requires_grad_()
+    out = rms_scores(vectors, scores, shift)
+    tail = vectors.detach()[:, -4:].double().cpu().requires_grad_()
+    truth = rms_scores_reference(tail, scores[:, -4:].double().cpu(), shift.double().cpu())
+    assert_close("out", out[:, :, -8:], truth, 1e-2)
+    upstream = torch.zeros_like(out)
+    upstream[:, :, -8:] = 1
+    (grad,) = torch.autograd.grad(out, vectors, upstream)
+    (expected,) = torch.autograd.grad(truth.sum(), tail)
+    assert_close("dvectors", grad[:, -4:], expected, 1e-2)
+
+
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_loss_sums_beyond_32_bits(channels_last):
     """Images, classes and pixels beyond 2^31 elements from the start, of which the last are known."""
@@ -339,11 +390,14 @@ def test_new_lengths_compile_nothing():
     )
     from mambaseg.kernels.largest_class.triton_kernels import largest_class_kernel
     from mambaseg.kernels.norm_gate.triton_kernels import norm_gate_bwd_kernel, norm_gate_fwd_kernel
+    from mambaseg.kernels.rms_scores.triton_kernels import rms_scores_bwd_kernel, rms_scores_fwd_kernel
     from mambaseg.kernels.softmax_sums.triton_kernels import softmax_sums_bwd_kernel, softmax_sums_fwd_kernel
+    from mambaseg.kernels.triton_shares import share_sums_kernel
 
     kernels = (causal_conv1d_fwd_kernel, causal_conv1d_bwd_kernel, norm_gate_fwd_kernel, norm_gate_bwd_kernel)
     kernels += (depthwise_conv2d_kernel, depthwise_conv2d_weights_kernel)
     kernels += (softmax_sums_fwd_kernel, softmax_sums_bwd_kernel, largest_class_kernel)
+    kernels += (share_sums_kernel, rms_scores_fwd_kernel, rms_scores_bwd_kernel)
 
     def run(length):
         inputs = convolution_inputs(2, 64, length, 4, dtype=torch.float32, device="cuda")
@@ -352,6 +406,8 @@ def test_new_lengths_compile_nothing():
         gradients(merge_norm_gate(**gate_inputs), gate_inputs)
         map_inputs = map_convolution_inputs(2, length, 2 * length, 64, dtype=torch.float32, device="cuda")
         gradients(depthwise_conv2d(**map_inputs, activation="silu"), map_inputs)
+        scores_inputs = score_inputs(2, length, 2 * length, 4, 96, 4, dtype=torch.float32, device="cuda")
+        gradients(rms_scores(**scores_inputs), scores_inputs)
         # Whether images are a multiple of 16 pixels, so that four are loaded at once, is compiled in.
         logits, target = loss_inputs((2, 4, length, 16), torch.float32, "cuda")
         largest_class(logits)
@@ -381,6 +437,7 @@ def test_opcheck():
     from mambaseg.kernels.causal_conv1d.op import causal_conv1d_forward, causal_conv1d_step
     from mambaseg.kernels.depthwise_conv2d.op import depthwise_conv2d_forward
     from mambaseg.kernels.norm_gate.op import norm_gate_forward
+    from mambaseg.kernels.rms_scores.op import rms_scores_forward
     from mambaseg.kernels.selective_state_update.op import selective_state_step
     from mambaseg.kernels.softmax_sums.op import losses_of_sums_forward, softmax_sums_forward
 
@@ -395,6 +452,8 @@ def test_opcheck():
     torch.library.opcheck(depthwise_conv2d_forward, (*maps, True))
     gate = norm_gate_inputs(2, 3, 4, 5, dtype=torch.float32, device="cuda").values()
     torch.library.opcheck(norm_gate_forward, (*gate, 1e-5, True, torch.float32))
+    scores = score_inputs(2, 3, 4, 2, 5, 3, dtype=torch.float32, device="cuda").values()
+    torch.library.opcheck(rms_scores_forward, (*scores, 1e-5))
     update = update_inputs(2, 6, 3, groups=2, dtype=torch.float32, device="cuda").values()
     torch.library.opcheck(selective_state_step, tuple(update))
     logits, target = loss_inputs((2, 4, 35), torch.float32, "cuda")
@@ -411,3 +470,5 @@ def test_float64_is_refused_with_the_fix():
         softmax_sums(*loss_inputs((1, 4, 5), device="cuda"))
     with pytest.raises(RuntimeError, match="MAMBASEG_SCAN_BACKEND=cpu"):
         losses_of_sums(*sums_inputs(4, device="cuda"), 1e-5)
+    with pytest.raises(RuntimeError, match="MAMBASEG_SCAN_BACKEND=cpu"):
+        rms_scores(**score_inputs(1, 2, 2, 2, 3, 2, device="cuda"))

@@ -49,3 +49,13 @@ def test_segments_are_whole_blocks_of_steps_and_not_too_many(rows, length):
         assert steps % launch.STEPS == 0
         assert fewest <= steps <= launch.MOST_STEPS
         assert steps == launch.MOST_STEPS or rows * -(-length // steps) <= max(rows, launch.WANTED_PROGRAMS)
+
+
+@pytest.mark.parametrize("width", [1, 4, 384, 1920, 3840, 7680, 15360, 10**6])
+def test_sums_over_shares_occupy_the_gpu_where_they_can(width):
+    host = pytest.importorskip("mambaseg.kernels.share_sums")
+    columns = host.choose_columns(width)
+    programs = -(-width // columns)
+    assert host.VALUES % columns == 0
+    assert programs <= host.WANTED_PROGRAMS or columns == host.MOST_COLUMNS
+    assert programs > host.WANTED_PROGRAMS // 3 or columns == host.FEWEST_COLUMNS

@@ -6,6 +6,7 @@ The interpreter has to be chosen before Triton is imported, and serves CPU tenso
 import pytest
 import torch
 
+from mambaseg.kernels import share_sums as share_sums_host
 from mambaseg.kernels.causal_conv1d import (
     causal_conv1d,
     causal_conv1d_reference,
@@ -19,6 +20,8 @@ from mambaseg.kernels.largest_class import largest_class
 from mambaseg.kernels.largest_class import triton_launch as largest_class_launch
 from mambaseg.kernels.norm_gate import layer_norm, layer_norm_reference, merge_norm_gate, merge_norm_gate_reference
 from mambaseg.kernels.norm_gate import triton_launch as norm_gate_launch
+from mambaseg.kernels.rms_scores import rms_scores, rms_scores_reference
+from mambaseg.kernels.rms_scores import triton_launch as rms_scores_launch
 from mambaseg.kernels.selective_state_update import selective_state_update, selective_state_update_reference
 from mambaseg.kernels.selective_state_update import triton_launch as update_launch
 from mambaseg.kernels.softmax_sums import losses_of_sums, softmax_sums
@@ -27,11 +30,13 @@ from tests.kernels.block_cases import (
     compare_largest_class,
     compare_loss_sums,
     compare_losses_of_sums,
+    compare_share_sums,
     compare_stacked_loss_sums,
     convolution_inputs,
     loss_inputs,
     map_convolution_inputs,
     norm_gate_inputs,
+    score_inputs,
     stacked_loss_inputs,
     sums_inputs,
     update_inputs,
@@ -52,6 +57,8 @@ def _count_launches(monkeypatch):
         (convolution_launch, "update"),
         (map_convolution_launch, "forward"),
         (norm_gate_launch, "forward"),
+        (rms_scores_launch, "forward"),
+        (share_sums_host, "share_sums"),
         (softmax_sums_launch, "forward"),
         (softmax_sums_launch, "losses_forward"),
         (largest_class_launch, "forward"),
@@ -196,7 +203,7 @@ def test_layer_norm(shape):
 
 def test_norm_gate_of_rows_in_several_programs(monkeypatch):
     monkeypatch.setattr(norm_gate_launch, "FEWEST_BLOCKS", 1)
-    monkeypatch.setattr(norm_gate_launch, "MOST_PROGRAMS", 3)
+    monkeypatch.setattr(norm_gate_launch, "MOST_WARPS", 3 * 4)
     inputs = norm_gate_inputs(2, 7, 4, 200, dtype=torch.float32)
     _compare(merge_norm_gate, merge_norm_gate_reference, inputs, 1e-5)
 
@@ -217,6 +224,36 @@ def test_norm_gate_of_any_strides():
     inputs["y"] = inputs["y"].detach().permute(2, 1, 0, 3).contiguous().permute(2, 1, 0, 3).requires_grad_()
     inputs["z"] = inputs["z"].detach().transpose(0, 2).contiguous().transpose(0, 2).requires_grad_()
     _compare(merge_norm_gate, merge_norm_gate_reference, inputs, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("batch", "height", "width", "side", "channels", "classes"),
+    [(1, 1, 1, 1, 1, 1), (2, 3, 5, 2, 6, 3), (2, 2, 3, 4, 24, 4), (1, 3, 2, 3, 33, 2), (2, 5, 7, 4, 96, 4)],
+)
+@pytest.mark.usefixtures("_poisoned")
+def test_scores(batch, height, width, side, channels, classes):
+    inputs = score_inputs(batch, height, width, side, channels, classes, dtype=torch.float32)
+    _compare(rms_scores, rms_scores_reference, inputs, 1e-5)
+
+
+def test_scores_of_pixels_in_few_programs(monkeypatch):
+    monkeypatch.setattr(rms_scores_launch, "MOST_PROGRAMS", 3)
+    monkeypatch.setattr(rms_scores_launch, "CHUNK_VALUES", 128)
+    inputs = score_inputs(2, 5, 3, 4, 24, 4, dtype=torch.float32)
+    _compare(rms_scores, rms_scores_reference, inputs, 1e-5)
+
+
+def test_scores_of_half_inputs_of_any_strides():
+    inputs = score_inputs(2, 3, 5, 4, 20, 3, dtype=torch.bfloat16)
+    for name in ("vectors", "scores"):
+        inputs[name] = inputs[name].detach().transpose(0, 4).contiguous().transpose(0, 4).requires_grad_()
+    _compare(rms_scores, rms_scores_reference, inputs, 1e-2)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (7, 1, 4), (5, 2, 9), (37, 10, 3), (1025, 3, 2), (130, 2, 8450)])
+@pytest.mark.usefixtures("_poisoned")
+def test_share_sums(shape):
+    compare_share_sums(shape)
 
 
 @pytest.mark.parametrize("shape", [(1, 2, 1), (2, 4, 5, 7), (1, 3, 3, 7, 13), (3, 5), (2, 33, 35), (2, 1, 3)])
@@ -300,7 +337,9 @@ def test_same_call_twice_is_bit_equal():
         gated = merge_norm_gate(**gate_inputs)
         map_inputs = map_convolution_inputs(2, 2, 3, 3, dtype=torch.float32)
         convolved = depthwise_conv2d(**map_inputs, activation="silu")
-        pairs = ((out, inputs), (gated, gate_inputs), (convolved, map_inputs))
+        scores_inputs = score_inputs(2, 2, 3, 4, 24, 4, dtype=torch.float32)
+        scored = rms_scores(**scores_inputs)
+        pairs = ((out, inputs), (gated, gate_inputs), (convolved, map_inputs), (scored, scores_inputs))
         runs.append([tensor for out, given in pairs for tensor in (out, *gradients(out, given).values())])
     assert all(torch.equal(first, second) for first, second in zip(*runs, strict=True))
 
@@ -310,6 +349,8 @@ def test_float64_is_refused_with_the_fix():
         causal_conv1d(**convolution_inputs(1, 3, 5, 4))
     with pytest.raises(RuntimeError, match="depthwise_conv2d compute in float32"):
         depthwise_conv2d(**map_convolution_inputs(1, 3, 5, 4))
+    with pytest.raises(RuntimeError, match="rms_scores compute in float32"):
+        rms_scores(**score_inputs(1, 2, 2, 2, 3, 2))
     with pytest.raises(RuntimeError, match="softmax_sums compute in float32"):
         softmax_sums(*loss_inputs((1, 3, 5)))
     with pytest.raises(RuntimeError, match="losses_of_sums compute in float32"):

@@ -1,16 +1,14 @@
 """Patch embedding, merging and expansion on channels-last maps (B, H, W, C), as Swin-shaped U-Nets use them."""
 
-from typing import Any, cast
-
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
+from mambaseg.kernels.rms_scores import rms_scores, rms_scores_reference
 from mambaseg.networks.base import mark_wide_weights
 from mambaseg.networks.layers.block import Block
-from mambaseg.networks.layers.layer_norm import LayerNorm
+from mambaseg.networks.layers.layer_norm import LayerNorm, on_own_kernels
 
 
 class PatchEmbed(nn.Module):
@@ -91,31 +89,11 @@ class PatchExpand(Block):
         projection = torch.unflatten(self.expand.weight, 0, (self.scale**2, -1))
         centred = projection - projection.mean(1, keepdim=True)
         vectors = torch.unflatten(F.linear(x, centred.flatten(0, 1)), -1, (self.scale**2, -1))
-        variance = cast(Tensor, _MeanSquare.apply(vectors))  # type: ignore[no-untyped-call]
         weight = head.weight.flatten(1)
         scores = F.linear(x, ((weight * self.norm.weight) @ centred).flatten(0, 1))
-        logits = torch.unflatten(scores, -1, (self.scale**2, -1)) * torch.rsqrt(variance + self.norm.eps).unsqueeze(-1)
-        logits = (logits + F.linear(self.norm.bias, weight, head.bias)).to(scores.dtype)
-        return rearrange(logits, "b h w (r s) k -> b k (h r) (w s)", r=self.scale)
-
-
-class _MeanSquare(torch.autograd.Function):
-    """The mean square over the last axis, in float32 at least.
-
-    The gradient is made in the vectors' type at once: of half of it, torch would make a float32 copy and read that
-    three times.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, vectors: Tensor) -> Tensor:
-        ctx.save_for_backward(vectors)
-        wide = torch.promote_types(vectors.dtype, torch.float32)
-        mean: Tensor = torch.linalg.vector_norm(vectors, dim=-1, dtype=wide).square() / vectors.shape[-1]
-        return mean
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        (vectors,) = ctx.saved_tensors
-        scale = (grad * (2 / vectors.shape[-1])).to(vectors.dtype)
-        return cast(Tensor, vectors * scale.unsqueeze(-1))
+        # A sum and no product of matrices, for which the gradient of the weight would be one of inner length 1.
+        shift = (weight * self.norm.bias).sum(1)
+        if head.bias is not None:
+            shift = shift + head.bias
+        finish = rms_scores if on_own_kernels(x) else rms_scores_reference
+        return finish(vectors, torch.unflatten(scores, -1, (self.scale**2, -1)), shift, self.norm.eps)
