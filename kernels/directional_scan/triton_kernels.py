@@ -38,12 +38,13 @@ def pack_kernel(
         index = program * BLOCK + tl.arange(0, BLOCK)
         row, used = source_row(index // channels, G, R, N, RANK_COLUMNS, STATE_COLUMNS)
         used = used & (index < size)
-        value = tl.load(x_proj_ptr + row * channels + index % channels, mask=used, other=0.0)
+        value = tl.load(x_proj_ptr + row * channels + index % channels, mask=used, other=0.0).to(tl.float32)
         tl.store(weight_ptr + index, value.to(weight_ptr.dtype.element_ty), mask=index < size)
     elif program < weight_programs + dt_programs:
         index = (program - weight_programs) * BLOCK + tl.arange(0, BLOCK)
         r = index % SCAN_RANK
-        value = tl.load(dt_projs_ptr + index // SCAN_RANK * R + r, mask=(index < dt_size) & (r < R), other=0.0)
+        used = (index < dt_size) & (r < R)
+        value = tl.load(dt_projs_ptr + index // SCAN_RANK * R + r, mask=used, other=0.0).to(tl.float32)
         tl.store(dt_weight_ptr + index, value.to(dt_weight_ptr.dtype.element_ty), mask=index < dt_size)
     else:
         index = (program - weight_programs - dt_programs) * BLOCK + tl.arange(0, BLOCK)
