@@ -13,6 +13,8 @@ from torch import Tensor
 
 from mambaseg.kernels.backend import ScanBackendError, interpreting, triton_installed
 
+WARP = 32
+"""Lanes of a warp."""
 MOST_COMPILERS = 16
 _compiling: contextvars.Context | None = None
 """While kernels are compiled together: the context in which Triton hands them to threads."""

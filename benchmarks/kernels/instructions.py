@@ -19,10 +19,11 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from mambaseg.kernels.launch import WARP
 from mambaseg.kernels.selective_scan.op import GPU_CHUNK
 from mambaseg.kernels.selective_scan.triton_backward import selective_scan_bwd_kernel
 from mambaseg.kernels.selective_scan.triton_forward import selective_scan_fwd_kernel
-from mambaseg.kernels.selective_scan.triton_launch import WARP, Plan, choose_plan
+from mambaseg.kernels.selective_scan.triton_launch import Plan, choose_plan
 
 SIZES = {"rows": 24 * 4, "length": 3136, "channels": 192, "d_state": 16, "rank": 0, "chunk": GPU_CHUNK}
 NARROW = ("u", "delta", "B", "C", "out", "grad_out", "grad_u", "grad_delta", "weight")

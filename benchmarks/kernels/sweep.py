@@ -23,6 +23,7 @@ from torch import Tensor
 
 from mambaseg.kernels.selective_scan import chunked, op, triton_launch
 from mambaseg.kernels.selective_scan.inputs import ScanInputs
+from mambaseg.kernels.selective_scan.triton_shares import Shares
 
 SHAPES = {
     "56": (24, 192, 3136),
@@ -156,8 +157,11 @@ def check(variant: Variant, dtype: torch.dtype, backward: bool) -> str:
 
 def time_shares(batch: int, channels: int, length: int, repeats: int) -> float:
     """Time the sum over blocks of channels that ends a backward pass."""
-    shares = torch.randn(-(-channels // 16), batch, length, 4, 2 * D_STATE, device="cuda")
-    return replayed(lambda: shares.sum(0), repeats).p50
+    rows = torch.randn(-(-channels // 16), batch, length, 4, 2 * D_STATE, device="cuda")
+    of_A, absent = rows.new_empty(batch, 1, 4, channels, D_STATE), rows.new_empty(0)
+    shares = Shares(u=absent, delta=absent, rows=rows, A=of_A, D=absent, bias=absent, weight=absent, rank=0)
+    grad_B, grad_C = (rows.new_empty(batch, length, 4, D_STATE) for _ in range(2))
+    return replayed(lambda: shares.sum_rows(grad_B, grad_C, None), repeats).p50
 
 
 def compile_all(jobs: list[Job], workers: int) -> list[Job]:

@@ -1,4 +1,4 @@
-"""Host side of the Triton kernels: layouts, plans, launches, and the sums over shares."""
+"""Host side of the Triton kernels: layouts, plans, launches."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,12 +9,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mambaseg.kernels.backend import interpreting
-from mambaseg.kernels.launch import inner_contiguous, launch, on_device, refuse_float64
+from mambaseg.kernels.launch import WARP, inner_contiguous, launch, on_device, refuse_float64
 from mambaseg.kernels.selective_scan.inputs import ScanInputs, project_down
 from mambaseg.kernels.selective_scan.triton_backward import selective_scan_bwd_kernel
 from mambaseg.kernels.selective_scan.triton_forward import segment_ends_kernel, selective_scan_fwd_kernel
+from mambaseg.kernels.selective_scan.triton_shares import Shares
 
-WARP = 32
 TILE_STATES = 8
 """States of one lane: enough to keep the arithmetic units busy between exchanges, few enough to stay in registers."""
 FEW_PROGRAMS, ENOUGH_PROGRAMS = 350, 1500
@@ -222,7 +222,7 @@ class _Scan:
 def forward(inputs: ScanInputs, chunk: int, save_states: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Scan; arguments and results of ``chunked.forward``."""
     if inputs.rank > ROOMY_RANK and inputs.d_state < FEW_STATES:
-        inputs = _with_step_sizes(inputs)
+        inputs = with_step_sizes(inputs)
     out = torch.empty(inputs.u.shape, dtype=inputs.u.dtype, device=inputs.u.device)
     scan = _Scan.prepare(inputs, chunk, False, out)
     inputs = scan.inputs
@@ -262,6 +262,19 @@ def backward(
     """Differentiate ``forward``; arguments and results of ``chunked.backward``."""
     if inputs.rank > ROOMY_RANK:
         return _backward_through_step_sizes(grad_out, grad_last_state, inputs, states, chunk)
+    shares = backward_shares(grad_out, grad_last_state, inputs, states, chunk)
+    grad_B, grad_C = (_empty_contiguous(matrix) for matrix in (inputs.B, inputs.C))
+    grad_coefficients = _empty_contiguous(inputs.delta) if inputs.rank else None
+    shares.sum_rows(grad_B, grad_C, grad_coefficients)
+    grad_A, *grads = shares.sum_parameters(inputs.A.dtype, inputs.rank)
+    grad_delta = shares.delta if grad_coefficients is None else grad_coefficients
+    return shares.u, grad_delta, grad_A, grad_B, grad_C, *grads
+
+
+def backward_shares(
+    grad_out: Tensor, grad_last_state: Tensor | None, inputs: ScanInputs, states: Tensor, chunk: int
+) -> Shares:
+    """Run the backward pass but its sums; arguments of ``chunked.backward``, with a rank up to ``ROOMY_RANK``."""
     grad_out = inner_contiguous(grad_out)
     grad_u = torch.empty(inputs.u.shape, dtype=inputs.u.dtype, device=inputs.u.device)
     scan = _Scan.prepare(inputs, chunk, True, grad_out, grad_u)
@@ -307,20 +320,10 @@ def backward(
             CHUNK=chunk,
             **scan.constants(),
         )
-    grad_B, grad_C, grad_coefficients = torch.split(grad_rows.sum(0), [d_state, d_state, rank], dim=-1)
-    return (
-        grad_u,
-        _copy(grad_coefficients, inputs.delta.dtype) if rank else grad_delta,
-        grad_A.sum((0, 1)).to(inputs.A.dtype),
-        _copy(grad_B, inputs.B.dtype),
-        _copy(grad_C, inputs.C.dtype),
-        grad_D.sum((0, 1)),
-        grad_bias.sum((0, 1)),
-        grad_weight.sum((0, 1))[..., :rank].contiguous() if rank else grad_weight.new_empty(0),
-    )
+    return Shares(grad_u, grad_delta, grad_rows, grad_A, grad_D, grad_bias, grad_weight, rank)
 
 
-def _with_step_sizes(inputs: ScanInputs) -> ScanInputs:
+def with_step_sizes(inputs: ScanInputs) -> ScanInputs:
     """Return inputs whose step sizes are in memory, for as long as a pass takes."""
     return replace(inputs, delta=inputs.step_sizes(), dt_weight=None)
 
@@ -329,7 +332,7 @@ def _backward_through_step_sizes(
     grad_out: Tensor, grad_last_state: Tensor | None, inputs: ScanInputs, states: Tensor, chunk: int
 ) -> tuple[Tensor, ...]:
     """Differentiate with step sizes, and then their gradients, in memory."""
-    grad_u, grad_delta, *others, _ = backward(grad_out, grad_last_state, _with_step_sizes(inputs), states, chunk)
+    grad_u, grad_delta, *others, _ = backward(grad_out, grad_last_state, with_step_sizes(inputs), states, chunk)
     grad_coefficients, grad_weight = project_down(grad_delta, inputs)
     return grad_u, grad_coefficients, *others, grad_weight.float()
 
@@ -340,9 +343,8 @@ def _pad_rank(weight: Tensor) -> Tensor:
     return F.pad(weight, (0, missing)) if missing else weight.contiguous()
 
 
-def _copy(part: Tensor, dtype: torch.dtype) -> Tensor:
-    """Copy a view into memory of its own, as an operator's results must have."""
-    return torch.empty(part.shape, dtype=dtype, device=part.device).copy_(part)
+def _empty_contiguous(tensor: Tensor) -> Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
 
 
 def _ceil_div(total: int, part: int) -> int:

@@ -91,13 +91,12 @@ def forward_cost(network: Network, size: tuple[int, ...]) -> Cost:
     with FlopCounterMode(display=False, custom_mapping=_CUSTOM) as counter:
         network(image)
     counts: Mapping[str, Mapping[Any, int]] = counter.get_flop_counts()
-    scan = counts["Global"].get(_SCAN, 0)
+    scan = sum(counts["Global"].get(operator, 0) for operator in (_SCAN, _DIRECTIONAL_SCAN))
     flops = sum(counts["Global"].values()) - scan
     for name, module in network.named_modules():
         if isinstance(module, SS2D):
-            path = f"{type(network).__name__}.{name}"
-            # Its projections are padded for the kernels, and happen partly inside them.
-            flops += _projections(module, counts[path][_SCAN]) - _own_matmuls(counts, path)
+            # Its projections happen inside the operator.
+            flops += _projections(module, counts[f"{type(network).__name__}.{name}"][_DIRECTIONAL_SCAN])
     parameters = sum(parameter.numel() for parameter in network.parameters())
     takes = network.input_constraint()
     return Cost(network.in_channels, network.num_classes, size, parameters, flops // FLOPS_PER_MAC, scan, takes)
@@ -110,6 +109,13 @@ def _from_row(row: dict[str, Any]) -> Cost:
 def _scan_operations(u: tuple[int, ...], delta: Any, A: tuple[int, ...], *_: Any) -> int:
     batch, length, groups, channels = u
     return batch * length * groups * channels * (9 * A[-1] + 1)
+
+
+def _directional_scan_operations(
+    pixels: tuple[int, ...], _weight: Any, dt_weight: tuple[int, ...], _bias: Any, A_logs: tuple[int, ...], *_: Any
+) -> int:
+    batch, length, channels = pixels
+    return _scan_operations((batch, length, dt_weight[0], channels), None, A_logs)
 
 
 def _convolution_flops(x: tuple[int, ...], weight: tuple[int, ...], *_: Any) -> int:
@@ -128,15 +134,6 @@ def _projections(layer: SS2D, scan: int) -> int:
     return FLOPS_PER_MAC * pixels * DIRECTIONS * channels * (2 * rank + 2 * d_state)
 
 
-def _own_matmuls(counts: Mapping[str, Mapping[Any, int]], path: str) -> int:
-    """Return what was counted in a module, outside its children, its scan and its convolution."""
-    own = sum(counts[path].values()) - counts[path][_SCAN] - counts[path].get(_DEPTHWISE, 0)
-    for child, counted in counts.items():
-        if child.startswith(f"{path}.") and "." not in child.removeprefix(f"{path}."):
-            own -= sum(counted.values())
-    return own
-
-
 def _formula(count: Callable[..., int]) -> Callable[..., int]:
     """Return ``count`` over shapes as a formula over tensors, which is what the counter calls."""
 
@@ -148,10 +145,11 @@ def _formula(count: Callable[..., int]) -> Callable[..., int]:
 
 
 _SCAN = torch.ops.mambaseg.selective_scan_forward
-_DEPTHWISE = torch.ops.mambaseg.depthwise_conv2d_forward
+_DIRECTIONAL_SCAN = torch.ops.mambaseg.directional_scan_forward
 _CUSTOM: dict[Any, Callable[..., int]] = {
     _SCAN: _formula(_scan_operations),
-    _DEPTHWISE: _formula(_depthwise_flops),
+    _DIRECTIONAL_SCAN: _formula(_directional_scan_operations),
+    torch.ops.mambaseg.depthwise_conv2d_forward: _formula(_depthwise_flops),
     torch.ops.mambaseg.causal_conv1d_forward: _formula(_convolution_flops),
 }
 

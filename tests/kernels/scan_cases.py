@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mambaseg.kernels.directional_scan import directional_scan, directional_scan_reference
+
 
 def relative_rms(actual: Tensor, expected: Tensor) -> float:
     """Return the RMS of the error relative to the RMS of what is expected, in float64."""
@@ -94,6 +96,46 @@ def volume_inputs(
 ) -> dict[str, Tensor]:
     """Draw the arguments of ``ss3d`` but the directions."""
     return _directional_inputs((batch, channels, *size), directions, d_state, rank, dtype, device)
+
+
+def directional_inputs(
+    batch: int,
+    length: int,
+    channels: int,
+    directions: int,
+    d_state: int,
+    rank: int,
+    dtype: torch.dtype = torch.float64,
+    device: str = "cpu",
+) -> dict[str, Tensor]:
+    """Draw the tensors of ``directional_scan``."""
+    inputs = _directional_inputs((batch, channels, length, 1), directions, d_state, rank, dtype, device)
+    pixels = inputs.pop("x").detach().flatten(2).transpose(1, 2).contiguous().requires_grad_()
+    return {"pixels": pixels, **inputs}
+
+
+def compare_directional_scans(
+    inputs: dict[str, Tensor], tolerance: float, gradient_tolerance: float, truth_of: Any = None, **way: Any
+) -> None:
+    """Demand of ``directional_scan`` values and gradients in float64, in a map or an order.
+
+    Args:
+        inputs: Of ``directional_inputs``.
+        tolerance: Relative RMS error of the scans.
+        gradient_tolerance: Relative RMS error of each gradient.
+        truth_of: What computes the truth on the CPU; ``directional_scan_reference`` by default.
+        way: Further arguments of both.
+    """
+    truth_inputs = in_float64(inputs)
+    out = directional_scan(**inputs, **way)
+    on_cpu = {name: value.cpu() if isinstance(value, Tensor) else value for name, value in way.items()}
+    truth = (truth_of or directional_scan_reference)(**truth_inputs, **on_cpu)
+    assert out.dtype == inputs["pixels"].dtype
+    assert_close("out", out, truth, tolerance)
+    expected = gradients(truth, truth_inputs)
+    for name, grad in gradients(out, inputs).items():
+        assert grad.dtype == inputs[name].dtype
+        assert_close(f"d{name}", grad, expected[name], gradient_tolerance)
 
 
 def _directional_inputs(

@@ -9,12 +9,12 @@ import pytest
 
 from mambaseg.kernels.selective_scan.op import CPU_CHUNK, GPU_CHUNK
 
-CASES = Path(__file__).with_name("triton_interpreted_cases.py")
+SCANS, DIRECTIONS = "triton_interpreted_cases.py", "triton_interpreted_directions.py"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("selection", ["float32", "not float32"])
-def test_kernels_under_the_interpreter(selection, repository):
+@pytest.mark.parametrize(("cases", "selection"), [(SCANS, "float32"), (SCANS, "not float32"), (DIRECTIONS, "test")])
+def test_kernels_under_the_interpreter(cases, selection, repository):
     pytest.importorskip("triton")
     environment = os.environ | {
         "TRITON_INTERPRET": "1",
@@ -22,7 +22,8 @@ def test_kernels_under_the_interpreter(selection, repository):
         "OMP_NUM_THREADS": "1",
         "PYTEST_XDIST_WORKER": "",
     }
-    command = [sys.executable, "-m", "pytest", str(CASES), "-n", "0", "-q", "-k", selection, "-p", "no:cacheprovider"]
+    file = str(Path(__file__).with_name(cases))
+    command = [sys.executable, "-m", "pytest", file, "-n", "0", "-q", "-k", selection, "-p", "no:cacheprovider"]
     result = subprocess.run(command, cwd=repository, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
 

@@ -2,11 +2,10 @@
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from mambaseg.kernels.selective_scan import grouped_scan
-
-ALIGNMENT = 16
+from mambaseg.kernels import backend
+from mambaseg.kernels.directional_scan.op import directional_scan_forward
+from mambaseg.kernels.directional_scan.reference import directional_scan_reference
 
 
 def directional_scan(
@@ -41,22 +40,12 @@ def directional_scan(
     Raises:
         ScanBackendError: The implementation asked for cannot run here.
     """
-    directions, channels, rank = dt_projs_weight.shape
-    low_rank, B, C = _project(pixels, x_proj_weight.to(pixels.dtype), rank)
-    decay_rates = -torch.exp(_at_least_float32(A_logs))
-    out, _ = grouped_scan(
-        pixels.unsqueeze(2).expand(-1, -1, directions, -1),
-        low_rank,
-        torch.unflatten(decay_rates, 0, (directions, channels)),
-        B,
-        C,
-        torch.unflatten(_at_least_float32(Ds), 0, (directions, channels)),
-        _at_least_float32(dt_projs_bias),
-        dt_projs_weight.to(pixels.dtype),
-        order,
-        delta_softplus=True,
-        map_height=map_height,
-    )
+    parameters = (x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds)
+    if backend.forced_backend() == "reference":
+        return directional_scan_reference(pixels, *parameters, order, map_height)
+    save = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (pixels, *parameters))
+    dtype = _projection_dtype(pixels)
+    out: Tensor = directional_scan_forward(pixels, *parameters, order, map_height, dtype, save)[0]
     return out
 
 
@@ -96,26 +85,8 @@ def check_shapes(
             )
 
 
-def _project(pixels: Tensor, weight: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Project (B, L, E) to the coefficients of the step size, B and C of all directions, (B, L, G, R or N) each.
-
-    One matrix product serves all; its result is cut in place. Zero rows of the weight make each direction's part start
-    at a multiple of 16 elements, so that the kernels read it 16 bytes at a time; their columns are not returned. Parts
-    too short for that are not stretched.
-    """
-    directions, d_state = weight.shape[0], (weight.shape[1] - rank) // 2
-    parts = torch.split(weight, [rank, d_state, d_state], dim=1)
-    padded = [F.pad(part, (0, 0, 0, -part.shape[1] % ALIGNMENT if part.shape[1] > 3 else 0)) for part in parts]
-    projected = F.linear(pixels, torch.cat([part.flatten(0, 1) for part in padded]))
-    by_part = torch.split(projected, [directions * part.shape[1] for part in padded], dim=-1)
-    low_rank, B, C = (torch.unflatten(part, -1, (directions, -1)) for part in by_part)
-    return _first(low_rank, rank), _first(B, d_state), _first(C, d_state)
-
-
-def _first(part: Tensor, count: int) -> Tensor:
-    """Return the first columns; all of them without a slice, whose gradient would be a copy."""
-    return part if part.shape[-1] == count else part[..., :count]
-
-
-def _at_least_float32(parameter: Tensor) -> Tensor:
-    return parameter if parameter.dtype == torch.float64 else parameter.float()
+def _projection_dtype(pixels: Tensor) -> torch.dtype:
+    """Return the type of a product with ``pixels``: theirs, or autocast's, which leaves float64 alone."""
+    device = pixels.device.type
+    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if autocast and pixels.dtype != torch.float64 else pixels.dtype
