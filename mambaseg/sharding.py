@@ -112,13 +112,13 @@ def shard(module: L.LightningModule, mesh: DeviceMesh, smallest_unit: int) -> No
     networks = [part for part in module.modules() if isinstance(part, SegmentationNetwork)]
     for network in networks:
         for block in _blocks(network, smallest_unit):
-            fully_shard(block, mesh=mesh, reshard_after_forward=True)
-        fully_shard(network, mesh=mesh, reshard_after_forward=True)
+            _shard(block, mesh)
+        _shard(network, mesh)
         _Entrance(network)
     within = {id(part) for network in networks for part in network.modules()}
     for part in module.modules():
         if id(part) not in within and any(True for _ in part.parameters(recurse=False)):
-            fully_shard(part, mesh=mesh, reshard_after_forward=True)
+            _shard(part, mesh)
 
 
 def share_buffers(module: nn.Module) -> None:
@@ -143,6 +143,7 @@ class _Entrance:
     def __init__(self, network: SegmentationNetwork) -> None:
         self.inside = False
         self.plain_forward, self.plain_features = network.forward, network.forward_with_features
+        network.forward_with_features = self.own_features  # type: ignore[method-assign]
         register_fsdp_forward_method(network, "forward_with_features")
         self.gathering_features = network.forward_with_features
         network.forward = self.forward  # type: ignore[method-assign]
@@ -158,6 +159,10 @@ class _Entrance:
         with self._entered():
             return self.gathering_features(x)
 
+    def own_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        logits, decoded = self.plain_features(x)
+        return _own(logits), _own(decoded)
+
     @contextmanager
     def _entered(self) -> Iterator[None]:
         self.inside = True
@@ -165,6 +170,23 @@ class _Entrance:
             yield
         finally:
             self.inside = False
+
+
+def _shard(part: nn.Module, mesh: DeviceMesh) -> None:
+    """Divide a module's parameters over the processes, and gather them where its ``forward`` begins."""
+    part.register_forward_hook(lambda _module, _inputs, outputs: _own(outputs))  # before that of FSDP2
+    fully_shard(part, mesh=mesh, reshard_after_forward=True)
+
+
+def _own(outputs: Any) -> Any:
+    """Return a unit's outputs, tensors or lists of them, with views copied.
+
+    FSDP2 hangs the gathering for the backward pass on them, and torch drops what hangs on a view once it is written to.
+    """
+    if isinstance(outputs, list | tuple):
+        return type(outputs)(map(_own, outputs))
+    is_view = isinstance(outputs, Tensor) and outputs.requires_grad and outputs._is_view()
+    return outputs.clone() if is_view else outputs
 
 
 def _blocks(network: nn.Module, smallest: int) -> list[Block]:

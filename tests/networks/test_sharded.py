@@ -14,11 +14,10 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from mambaseg.networks.register import NETWORKS
-from mambaseg.sharding import SMALLEST_UNIT, _blocks, shard
+from mambaseg.sharding import SMALLEST_UNIT, _blocks, _own, shard
 from tests.networks.test_sweep import SMALL, small
 
-# Nothing here, nor in the losses, writes into a network's output.
-pytestmark = pytest.mark.filterwarnings(r"ignore:FSDP2-wrapped module \(.*\) returned a view tensor")
+pytestmark = pytest.mark.filterwarnings(r"error:FSDP2-wrapped module \(.*\) returned a view tensor")
 
 
 @pytest.fixture(scope="module")
@@ -88,3 +87,12 @@ def test_units_are_the_large_blocks_inner_ones_first():
     assert inner
     assert all(blocks.index(part) < blocks.index(block) for part, block in inner)
     assert _blocks(network, 10**9) == []
+
+
+def test_views_among_outputs_become_tensors_of_their_own():
+    weight = torch.ones(2, 3, requires_grad=True)
+    whole = weight * 2
+    outputs = _own([whole, whole.T, whole.detach().T, None])
+    assert outputs[0] is whole
+    assert [own is not None and own._is_view() for own in outputs] == [False, False, True, False]
+    assert torch.equal(outputs[1], whole.T)
