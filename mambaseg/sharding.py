@@ -4,6 +4,7 @@
 after the other while it computes; what is computed is what DDP computes.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -22,6 +23,8 @@ from mambaseg.networks.layers.block import Block
 
 NAME = "fsdp2"
 SMALLEST_UNIT = 1_000_000
+SMALLEST_SHARE = 1 / 32
+"""Of a network: gathering smaller blocks one by one frees little memory, and each costs the host a millisecond."""
 
 
 class ShardedStrategy(ModelParallelStrategy):
@@ -31,10 +34,11 @@ class ShardedStrategy(ModelParallelStrategy):
     reads both. Buffers (batch-norm statistics) are the first process's, as with DDP.
 
     Args:
-        smallest_unit: Blocks with so many parameters are gathered and freed one by one; smaller ones together.
+        smallest_unit: Blocks with so many parameters are gathered and freed one by one; smaller ones together. When not
+            given, a million, or the 32nd part of the network if that is more.
     """
 
-    def __init__(self, smallest_unit: int = SMALLEST_UNIT) -> None:
+    def __init__(self, smallest_unit: int | None = None) -> None:
         super().__init__(save_distributed_checkpoint=False)
         self.smallest_unit = smallest_unit
         self._marks: dict[str, dict[str, Any]] = {}
@@ -95,8 +99,13 @@ def offer_sharding() -> None:
         StrategyRegistry.register(NAME, ShardedStrategy, description="Fully sharded data parallel, for any method")
 
 
-def shard(module: L.LightningModule, mesh: DeviceMesh, smallest_unit: int) -> None:
+def shard(module: L.LightningModule, mesh: DeviceMesh, smallest_unit: int | None = None) -> None:
     """Divide a method's networks, and what else it trains, over the processes of a mesh.
+
+    Args:
+        module: The method.
+        mesh: The processes.
+        smallest_unit: See ``ShardedStrategy``.
 
     Raises:
         InputError: The method trains parameters of its own that no submodule holds.
@@ -111,7 +120,7 @@ def shard(module: L.LightningModule, mesh: DeviceMesh, smallest_unit: int) -> No
         )
     networks = [part for part in module.modules() if isinstance(part, SegmentationNetwork)]
     for network in networks:
-        for block in _blocks(network, smallest_unit):
+        for block in _blocks(network, smallest_unit or _smallest_unit(network)):
             _shard(block, mesh)
         _shard(network, mesh)
         _Entrance(network)
@@ -129,8 +138,8 @@ def share_buffers(module: nn.Module) -> None:
     for buffers in by_dtype.values():
         together = torch.cat([buffer.flatten() for buffer in buffers])
         distributed.broadcast(together, src=0)
-        for buffer, received in zip(buffers, torch.split(together, [b.numel() for b in buffers]), strict=True):
-            buffer.copy_(received.view_as(buffer))
+        received = torch.split(together, [buffer.numel() for buffer in buffers])
+        torch._foreach_copy_(buffers, [own.view_as(buffer) for own, buffer in zip(received, buffers, strict=True)])
 
 
 class _Entrance:
@@ -187,6 +196,10 @@ def _own(outputs: Any) -> Any:
         return type(outputs)(map(_own, outputs))
     is_view = isinstance(outputs, Tensor) and outputs.requires_grad and outputs._is_view()
     return outputs.clone() if is_view else outputs
+
+
+def _smallest_unit(network: nn.Module) -> int:
+    return max(SMALLEST_UNIT, math.ceil(SMALLEST_SHARE * sum(p.numel() for p in network.parameters())))
 
 
 def _blocks(network: nn.Module, smallest: int) -> list[Block]:

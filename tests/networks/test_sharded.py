@@ -13,8 +13,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+from mambaseg.networks import create_network
 from mambaseg.networks.register import NETWORKS
-from mambaseg.sharding import SMALLEST_UNIT, _blocks, _own, shard
+from mambaseg.sharding import SMALLEST_UNIT, _blocks, _own, _smallest_unit, shard
 from tests.networks.test_sweep import SMALL, small
 
 pytestmark = pytest.mark.filterwarnings(r"error:FSDP2-wrapped module \(.*\) returned a view tensor")
@@ -87,6 +88,13 @@ def test_units_are_the_large_blocks_inner_ones_first():
     assert inner
     assert all(blocks.index(part) < blocks.index(block) for part, block in inner)
     assert _blocks(network, 10**9) == []
+
+
+@pytest.mark.parametrize(("width", "units"), [(96, 8), (384, 8)])
+def test_a_wide_network_has_no_more_units_than_a_narrow_one(width, units):
+    with torch.device("meta"):
+        network = create_network("mamba_unet", 1, 4, embed_dim=width)
+    assert len(_blocks(network, _smallest_unit(network))) == units
 
 
 def test_views_among_outputs_become_tensors_of_their_own():
