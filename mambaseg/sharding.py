@@ -89,7 +89,7 @@ class ShardedStrategy(ModelParallelStrategy):
 
     def _free(self) -> None:
         for unit in _units(self._module):
-            unit.set_reshard_after_forward(True, recurse=False)
+            unit.set_reshard_after_forward(_is_freed_in_between(unit), recurse=False)
             unit.reshard()
 
 
@@ -184,7 +184,16 @@ class _Entrance:
 def _shard(part: nn.Module, mesh: DeviceMesh) -> None:
     """Divide a module's parameters over the processes, and gather them where its ``forward`` begins."""
     part.register_forward_hook(lambda _module, _inputs, outputs: _own(outputs))  # before that of FSDP2
-    fully_shard(part, mesh=mesh, reshard_after_forward=True)
+    fully_shard(part, mesh=mesh, reshard_after_forward=_is_freed_in_between(part))
+
+
+def _is_freed_in_between(part: nn.Module) -> bool:
+    """Tell whether a unit's weights are freed after its forward pass, and gathered again for its backward pass.
+
+    Blocks' are, and those of networks that are not trained: no backward pass would free them. What a trained network
+    has outside its blocks is little, in many parameters, and the backward pass begins there.
+    """
+    return isinstance(part, Block) or not any(parameter.requires_grad for parameter in part.parameters())
 
 
 def _own(outputs: Any) -> Any:

@@ -16,11 +16,16 @@ PROCESSES = 2
 
 
 @pytest.fixture(params=range(PROCESSES))
-def mesh(request):
+def mesh(request, device):
     """Two processes of which this is one; the other is never heard of, and nothing here asks it."""
     distributed.init_process_group("fake", store=FakeStore(), rank=request.param, world_size=PROCESSES)
-    yield init_device_mesh("cpu", (PROCESSES,))
+    yield init_device_mesh(device, (PROCESSES,))
     distributed.destroy_process_group()
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request):
+    return request.param
 
 
 def part_of(whole, mesh):
@@ -43,7 +48,7 @@ def train(parameters, optimizer, steps, spread=lambda grad: grad):
     for step in steps:
         for place, parameter in enumerate(parameters.values()):
             generator = torch.Generator().manual_seed(10 * step + place)
-            parameter.grad = spread(torch.randn(parameter.shape, generator=generator))
+            parameter.grad = spread(torch.randn(parameter.shape, generator=generator).to(parameter.device))
         optimizer.step()
 
 
@@ -55,10 +60,10 @@ def close(part, whole, mesh):
 
 
 @pytest.fixture
-def both(mesh):
+def both(mesh, device):
     """The same parameters, whole and divided."""
     torch.manual_seed(0)
-    whole = {name: nn.Parameter(torch.randn(shape)) for name, shape in SHAPES.items()}
+    whole = {name: nn.Parameter(torch.randn(shape, device=device)) for name, shape in SHAPES.items()}
     return whole, {name: nn.Parameter(divided(value.detach(), mesh)) for name, value in whole.items()}
 
 

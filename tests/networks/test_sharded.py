@@ -104,3 +104,16 @@ def test_views_among_outputs_become_tensors_of_their_own():
     assert outputs[0] is whole
     assert [own is not None and own._is_view() for own in outputs] == [False, False, True, False]
     assert torch.equal(outputs[1], whole.T)
+
+
+def test_a_network_that_is_not_trained_reads_its_weights_anew_in_each_pass(mesh):
+    """No backward pass frees them: a teacher would go on with the weights of its first pass."""
+    network = small("unet").eval().requires_grad_(False)
+    sharded = copy.deepcopy(network)
+    shard(torch.nn.ModuleDict({"teacher": sharded}), mesh)
+    x = torch.randn(1, 1, 32, 32, generator=torch.Generator().manual_seed(1))
+    for _ in range(2):
+        torch.testing.assert_close(sharded(x), network(x))
+        for own, whole in zip(sharded.parameters(), network.parameters(), strict=True):
+            own.to_local().mul_(0.5)
+            whole.mul_(0.5)
