@@ -4,6 +4,7 @@
 after the other while it computes; what is computed is what DDP computes.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -22,6 +23,8 @@ from mambaseg.networks.layers.block import Block
 
 NAME = "fsdp2"
 SMALLEST_UNIT = 1_000_000
+SMALLEST_SHARE = 1 / 32
+"""Of a network: gathering smaller blocks one by one frees little memory, and each costs the host a millisecond."""
 
 
 class ShardedStrategy(ModelParallelStrategy):
@@ -31,10 +34,11 @@ class ShardedStrategy(ModelParallelStrategy):
     reads both. Buffers (batch-norm statistics) are the first process's, as with DDP.
 
     Args:
-        smallest_unit: Blocks with so many parameters are gathered and freed one by one; smaller ones together.
+        smallest_unit: Blocks with so many parameters are gathered and freed one by one; smaller ones together. When not
+            given, a million, or the 32nd part of the network if that is more.
     """
 
-    def __init__(self, smallest_unit: int = SMALLEST_UNIT) -> None:
+    def __init__(self, smallest_unit: int | None = None) -> None:
         super().__init__(save_distributed_checkpoint=False)
         self.smallest_unit = smallest_unit
         self._marks: dict[str, dict[str, Any]] = {}
@@ -85,7 +89,7 @@ class ShardedStrategy(ModelParallelStrategy):
 
     def _free(self) -> None:
         for unit in _units(self._module):
-            unit.set_reshard_after_forward(True, recurse=False)
+            unit.set_reshard_after_forward(_is_freed_in_between(unit), recurse=False)
             unit.reshard()
 
 
@@ -95,8 +99,13 @@ def offer_sharding() -> None:
         StrategyRegistry.register(NAME, ShardedStrategy, description="Fully sharded data parallel, for any method")
 
 
-def shard(module: L.LightningModule, mesh: DeviceMesh, smallest_unit: int) -> None:
+def shard(module: L.LightningModule, mesh: DeviceMesh, smallest_unit: int | None = None) -> None:
     """Divide a method's networks, and what else it trains, over the processes of a mesh.
+
+    Args:
+        module: The method.
+        mesh: The processes.
+        smallest_unit: See ``ShardedStrategy``.
 
     Raises:
         InputError: The method trains parameters of its own that no submodule holds.
@@ -111,14 +120,14 @@ def shard(module: L.LightningModule, mesh: DeviceMesh, smallest_unit: int) -> No
         )
     networks = [part for part in module.modules() if isinstance(part, SegmentationNetwork)]
     for network in networks:
-        for block in _blocks(network, smallest_unit):
-            fully_shard(block, mesh=mesh, reshard_after_forward=True)
-        fully_shard(network, mesh=mesh, reshard_after_forward=True)
+        for block in _blocks(network, smallest_unit or _smallest_unit(network)):
+            _shard(block, mesh)
+        _shard(network, mesh)
         _Entrance(network)
     within = {id(part) for network in networks for part in network.modules()}
     for part in module.modules():
         if id(part) not in within and any(True for _ in part.parameters(recurse=False)):
-            fully_shard(part, mesh=mesh, reshard_after_forward=True)
+            _shard(part, mesh)
 
 
 def share_buffers(module: nn.Module) -> None:
@@ -129,8 +138,8 @@ def share_buffers(module: nn.Module) -> None:
     for buffers in by_dtype.values():
         together = torch.cat([buffer.flatten() for buffer in buffers])
         distributed.broadcast(together, src=0)
-        for buffer, received in zip(buffers, torch.split(together, [b.numel() for b in buffers]), strict=True):
-            buffer.copy_(received.view_as(buffer))
+        received = torch.split(together, [buffer.numel() for buffer in buffers])
+        torch._foreach_copy_(buffers, [own.view_as(buffer) for own, buffer in zip(received, buffers, strict=True)])
 
 
 class _Entrance:
@@ -143,6 +152,7 @@ class _Entrance:
     def __init__(self, network: SegmentationNetwork) -> None:
         self.inside = False
         self.plain_forward, self.plain_features = network.forward, network.forward_with_features
+        network.forward_with_features = self.own_features  # type: ignore[method-assign]
         register_fsdp_forward_method(network, "forward_with_features")
         self.gathering_features = network.forward_with_features
         network.forward = self.forward  # type: ignore[method-assign]
@@ -158,6 +168,10 @@ class _Entrance:
         with self._entered():
             return self.gathering_features(x)
 
+    def own_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        logits, decoded = self.plain_features(x)
+        return _own(logits), _own(decoded)
+
     @contextmanager
     def _entered(self) -> Iterator[None]:
         self.inside = True
@@ -165,6 +179,36 @@ class _Entrance:
             yield
         finally:
             self.inside = False
+
+
+def _shard(part: nn.Module, mesh: DeviceMesh) -> None:
+    """Divide a module's parameters over the processes, and gather them where its ``forward`` begins."""
+    part.register_forward_hook(lambda _module, _inputs, outputs: _own(outputs))  # before that of FSDP2
+    fully_shard(part, mesh=mesh, reshard_after_forward=_is_freed_in_between(part))
+
+
+def _is_freed_in_between(part: nn.Module) -> bool:
+    """Tell whether a unit's weights are freed after its forward pass, and gathered again for its backward pass.
+
+    Blocks' are, and those of networks that are not trained: no backward pass would free them. What a trained network
+    has outside its blocks is little, in many parameters, and the backward pass begins there.
+    """
+    return isinstance(part, Block) or not any(parameter.requires_grad for parameter in part.parameters())
+
+
+def _own(outputs: Any) -> Any:
+    """Return a unit's outputs, tensors or lists of them, with views copied.
+
+    FSDP2 hangs the gathering for the backward pass on them, and torch drops what hangs on a view once it is written to.
+    """
+    if isinstance(outputs, list | tuple):
+        return type(outputs)(map(_own, outputs))
+    is_view = isinstance(outputs, Tensor) and outputs.requires_grad and outputs._is_view()
+    return outputs.clone() if is_view else outputs
+
+
+def _smallest_unit(network: nn.Module) -> int:
+    return max(SMALLEST_UNIT, math.ceil(SMALLEST_SHARE * sum(p.numel() for p in network.parameters())))
 
 
 def _blocks(network: nn.Module, smallest: int) -> list[Block]:

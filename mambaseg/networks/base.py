@@ -178,7 +178,9 @@ def crop_to_image(level: Tensor, image: Tensor, padded: Tensor) -> Tensor:
     """
     for axis in range(2, image.ndim):
         cell = padded.shape[axis] // level.shape[axis]
-        level = level.narrow(axis, 0, -(-image.shape[axis] // cell))
+        cells = -(-image.shape[axis] // cell)
+        if cells < level.shape[axis]:  # the gradient of a whole narrowed axis would be filled and copied all the same
+            level = level.narrow(axis, 0, cells)
     return level
 
 

@@ -13,12 +13,12 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+from mambaseg.networks import create_network
 from mambaseg.networks.register import NETWORKS
-from mambaseg.sharding import SMALLEST_UNIT, _blocks, shard
+from mambaseg.sharding import SMALLEST_UNIT, _blocks, _own, _smallest_unit, shard
 from tests.networks.test_sweep import SMALL, small
 
-# Nothing here, nor in the losses, writes into a network's output.
-pytestmark = pytest.mark.filterwarnings(r"ignore:FSDP2-wrapped module \(.*\) returned a view tensor")
+pytestmark = pytest.mark.filterwarnings(r"error:FSDP2-wrapped module \(.*\) returned a view tensor")
 
 
 @pytest.fixture(scope="module")
@@ -88,3 +88,32 @@ def test_units_are_the_large_blocks_inner_ones_first():
     assert inner
     assert all(blocks.index(part) < blocks.index(block) for part, block in inner)
     assert _blocks(network, 10**9) == []
+
+
+@pytest.mark.parametrize(("width", "units"), [(96, 8), (384, 8)])
+def test_a_wide_network_has_no_more_units_than_a_narrow_one(width, units):
+    with torch.device("meta"):
+        network = create_network("mamba_unet", 1, 4, embed_dim=width)
+    assert len(_blocks(network, _smallest_unit(network))) == units
+
+
+def test_views_among_outputs_become_tensors_of_their_own():
+    weight = torch.ones(2, 3, requires_grad=True)
+    whole = weight * 2
+    outputs = _own([whole, whole.T, whole.detach().T, None])
+    assert outputs[0] is whole
+    assert [own is not None and own._is_view() for own in outputs] == [False, False, True, False]
+    assert torch.equal(outputs[1], whole.T)
+
+
+def test_a_network_that_is_not_trained_reads_its_weights_anew_in_each_pass(mesh):
+    """No backward pass frees them: a teacher would go on with the weights of its first pass."""
+    network = small("unet").eval().requires_grad_(False)
+    sharded = copy.deepcopy(network)
+    shard(torch.nn.ModuleDict({"teacher": sharded}), mesh)
+    x = torch.randn(1, 1, 32, 32, generator=torch.Generator().manual_seed(1))
+    for _ in range(2):
+        torch.testing.assert_close(sharded(x), network(x))
+        for own, whole in zip(sharded.parameters(), network.parameters(), strict=True):
+            own.to_local().mul_(0.5)
+            whole.mul_(0.5)

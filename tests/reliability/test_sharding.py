@@ -33,11 +33,11 @@ def everything(steps):
 
 
 class Run:
-    """A training by two processes, and what it left."""
+    """A training by several processes, and what it left."""
 
-    def __init__(self, folder, repository, strategy, steps=STEPS, resume=False):
+    def __init__(self, folder, repository, strategy, steps=STEPS, resume=False, processes=2):
         folder.mkdir(exist_ok=True)
-        (command,) = one_node(folder, everything(steps), 2)
+        (command,) = one_node(folder, everything(steps), processes)
         words = ["--resume", str(folder / "run")] if resume else []
         run_to_the_end([[*command, f"--trainer.strategy={strategy}", *words]], repository)
         self.folder = folder / "run"
@@ -47,7 +47,7 @@ class Run:
             saved["optimizer_states"][0],
             saved["global_step"],
         )
-        self.seen = recorded(folder / "seen", 2)
+        self.seen = recorded(folder / "seen", processes)
 
     def scores(self):
         rows = read_scores(self.folder / "scores_val" / "scores.json")
@@ -111,6 +111,7 @@ def test_a_sharded_run_resumes_where_it_stopped(runs, tmp_path, repository):
 
 
 @pytest.mark.slow
-def test_one_word_turns_it_on_and_ddp_reads_its_checkpoint(tmp_path, repository):
+def test_one_word_turns_it_on_and_others_go_on_from_its_checkpoint(tmp_path, repository):
     Run(tmp_path, repository, "fsdp2", steps=3)
     assert Run(tmp_path, repository, "ddp", resume=True).step == STEPS
+    assert Run(tmp_path, repository, "fsdp2", steps=STEPS + 3, resume=True, processes=1).step == STEPS + 3

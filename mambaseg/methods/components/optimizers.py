@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from mambaseg.errors import InputError
+from mambaseg.methods.components.step_on_shards import are_sharded, step_on_shards
 from mambaseg.networks.base import NO_DECAY_MARK
 
 
@@ -120,7 +120,10 @@ class JointOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for part in self.parts:
-            part.step()
+            if are_sharded(part):
+                step_on_shards(part)
+            else:
+                part.step()
         return loss
 
 
@@ -154,15 +157,10 @@ def build_optimizer(
         {"params": kept, "weight_decay": 0.0, "student": label},
     ]
     groups = [group for group in groups if group["params"]]
-    fused = all(_can_fuse(parameter) for parameter in decayed + kept)
+    fused = all(parameter.device.type in ("cpu", "cuda") for parameter in decayed + kept)
     if config.name == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=fused)
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=fused)
-
-
-def _can_fuse(parameter: nn.Parameter) -> bool:
-    """Tell whether one kernel can update the parameter with others; there is none for parts of sharded ones."""
-    return parameter.device.type in ("cpu", "cuda") and not isinstance(parameter, DTensor)
 
 
 def build_schedule(optimizer: JointOptimizer, students: dict[str, StudentConfig], run_steps: float) -> LambdaLR:
