@@ -143,3 +143,21 @@ def test_pooled_contrast_moves_both_networks():
     pooled_contrast_loss([a, b]).backward()
     assert a.grad.abs().sum() > 0
     assert b.grad.abs().sum() > 0
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_pooled_contrast_on_a_gpu_under_autocast(dtype):
+    logits = [problem(seed, (3, 4, 64, 48))[0].detach().to("cuda", dtype) for seed in range(2)]
+    logits = [logits[0].requires_grad_(), logits[1].contiguous(memory_format=torch.channels_last).requires_grad_()]
+    exact = [z.detach().double().requires_grad_() for z in logits]
+    with torch.autocast("cuda", torch.bfloat16):
+        loss = pooled_contrast_loss(logits)
+    truth = pooled_contrast_loss(exact)
+    assert loss.item() == pytest.approx(truth.item(), rel=1e-4)
+    tolerance = 1e-4 if dtype == torch.float32 else 1e-2
+    for grad, expected in zip(torch.autograd.grad(loss, logits), torch.autograd.grad(truth, exact), strict=True):
+        assert grad.dtype == dtype
+        torch.testing.assert_close(
+            grad.double(), expected, rtol=tolerance, atol=tolerance * expected.abs().max().item()
+        )
