@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as L
 import torch
@@ -187,13 +187,13 @@ def _shard(part: nn.Module, mesh: DeviceMesh) -> None:
     fully_shard(part, mesh=mesh, reshard_after_forward=_is_freed_in_between(part))
 
 
-def _is_freed_in_between(part: nn.Module) -> bool:
+def _is_freed_in_between(part: nn.Module | FSDPModule) -> bool:
     """Tell whether a unit's weights are freed after its forward pass, and gathered again for its backward pass.
 
     Blocks' are, and those of networks that are not trained: no backward pass would free them. What a trained network
     has outside its blocks is little, in many parameters, and the backward pass begins there.
     """
-    return isinstance(part, Block) or not any(parameter.requires_grad for parameter in part.parameters())
+    return isinstance(part, Block) or not any(p.requires_grad for p in cast(nn.Module, part).parameters())
 
 
 def _own(outputs: Any) -> Any:

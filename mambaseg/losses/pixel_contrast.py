@@ -1,5 +1,6 @@
 """Contrast between pixels: InfoNCE across two networks with class-aware negatives."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,8 +49,20 @@ def sample_pixels(class_map: Tensor, count: int) -> PixelSample:
     uniform = torch.rand(flat.shape, device=flat.device).clamp_(1e-12, 1 - 1e-7)
     score = (log_weight - torch.log(-torch.log(uniform))).masked_fill(~usable, -torch.inf)
     chosen = score.topk(min(count, flat.numel()), sorted=False).indices
-    image, *position = torch.unravel_index(chosen, class_map.shape)
+    image, *position = _places(chosen, class_map.shape)
     return PixelSample(image, tuple(position), flat[chosen], usable[chosen])
+
+
+def _places(index: Tensor, shape: Sequence[int]) -> list[Tensor]:
+    """Return where in a tensor of a shape its flat indices lie, a tensor for each axis.
+
+    ``torch.unravel_index`` sends the shape to a GPU, which the host waits for.
+    """
+    places = []
+    for size in reversed(shape):
+        places.insert(0, index % size)
+        index = index // size
+    return places
 
 
 def _histogram(values: Tensor) -> Tensor:
