@@ -8,18 +8,21 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import lightning.pytorch as L
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict, set_optimizer_state_dict
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
 from mambaseg.errors import InputError
 from mambaseg.networks import SegmentationNetwork
 from mambaseg.networks.layers.block import Block
+from mambaseg.one_message import share_buffers
 
 NAME = "fsdp2"
 SMALLEST_UNIT = 1_000_000
@@ -65,6 +68,20 @@ class ShardedStrategy(ModelParallelStrategy):
         share_buffers(self._module)
         return super().training_step(*args, **kwargs)
 
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        """Load weights and moments from either strategy's checkpoint, and return the rest; see the base class.
+
+        The base class takes an optimizer's numbers of parameters for places in the module, which they are in its own
+        files alone.
+        """
+        path = self.broadcast(checkpoint_path)
+        rest: dict[str, Any] = torch.load(path, mmap=True, map_location="cpu", weights_only=weights_only is not False)
+        whole = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=self._module.strict_loading)
+        set_model_state_dict(self._module, rest.pop("state_dict"), options=whole)
+        for optimizer, saved in zip(self.optimizers, rest.get("optimizer_states", []), strict=False):
+            set_optimizer_state_dict(self._module, optimizer, _by_name(saved, optimizer, self._module), options=whole)
+        return rest
+
     def on_validation_start(self) -> None:
         """Gather whole networks: processes evaluate different numbers of cases, so none may wait for another."""
         self._gather()
@@ -83,14 +100,16 @@ class ShardedStrategy(ModelParallelStrategy):
 
     def _gather(self) -> None:
         share_buffers(self._module)
-        for unit in _units(self._module):
-            unit.set_reshard_after_forward(False, recurse=False)
-            unit.unshard()
+        for part in self._module.modules():
+            if isinstance(part, FSDPModule):
+                part.set_reshard_after_forward(False, recurse=False)
+                part.unshard()
 
     def _free(self) -> None:
-        for unit in _units(self._module):
-            unit.set_reshard_after_forward(_is_freed_in_between(unit), recurse=False)
-            unit.reshard()
+        for part in self._module.modules():
+            if isinstance(part, FSDPModule):
+                part.set_reshard_after_forward(_is_freed_in_between(part), recurse=False)
+                part.reshard()
 
 
 def offer_sharding() -> None:
@@ -128,18 +147,6 @@ def shard(module: L.LightningModule, mesh: DeviceMesh, smallest_unit: int | None
     for part in module.modules():
         if id(part) not in within and any(True for _ in part.parameters(recurse=False)):
             _shard(part, mesh)
-
-
-def share_buffers(module: nn.Module) -> None:
-    """Give every process the first one's buffers, in one message for each type."""
-    by_dtype: dict[torch.dtype, list[Tensor]] = {}
-    for buffer in module.buffers():
-        by_dtype.setdefault(buffer.dtype, []).append(buffer.detach())
-    for buffers in by_dtype.values():
-        together = torch.cat([buffer.flatten() for buffer in buffers])
-        distributed.broadcast(together, src=0)
-        received = torch.split(together, [buffer.numel() for buffer in buffers])
-        torch._foreach_copy_(buffers, [own.view_as(buffer) for own, buffer in zip(received, buffers, strict=True)])
 
 
 class _Entrance:
@@ -215,7 +222,3 @@ def _blocks(network: nn.Module, smallest: int) -> list[Block]:
     """Return the network's large blocks, inner ones first: FSDP2 divides what is not divided yet."""
     blocks = [part for part in network.modules() if isinstance(part, Block)]
     return [block for block in reversed(blocks) if sum(p.numel() for p in block.parameters()) >= smallest]
-
-
-def _units(module: nn.Module) -> list[FSDPModule]:
-    return [part for part in module.modules() if isinstance(part, FSDPModule)]

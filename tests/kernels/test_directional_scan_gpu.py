@@ -7,18 +7,12 @@ from mambaseg.kernels.directional_scan import directional_scan
 from mambaseg.kernels.directional_scan.op import directional_scan_backward, directional_scan_forward
 from tests.kernels.scan_cases import assert_close, compare_directional_scans, directional_inputs, gradients
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("no_tf32")]
 
 STAGES = [(56, 192, 6), (28, 384, 12), (14, 768, 24), (7, 1536, 48)]
 """Side of the map, channels, rank."""
 AROUND_A_SCAN = 14
 """Kernels that a backward pass may launch beside the scan's own: sums, products in parts, packing."""
-
-
-@pytest.fixture(autouse=True)
-def _full_precision(monkeypatch):
-    """TF32 would hide errors in float32."""
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
 
 
 def _compare(inputs, dtype, **way):

@@ -14,15 +14,6 @@ PRECISION = {torch.float32: (1e-5, 1e-4), torch.bfloat16: (1e-2, 1e-2), torch.fl
 STAGES = [(2, 4 * 192, 3136), (2, 4 * 384, 784), (2, 4 * 768, 196), (2, 4 * 1536, 49), (1, 4 * 192, 16384)]
 
 
-@pytest.fixture
-def no_tf32():
-    """Multiply float32 matrices in float32. No monkeypatch: pytest deletes what ``__getattr__`` gave it."""
-    matmul = torch.backends.cuda.matmul
-    before, matmul.allow_tf32 = matmul.allow_tf32, False
-    yield
-    matmul.allow_tf32 = before
-
-
 def _compare(inputs, dtype, softplus=True):
     """Compare with the chunked torch path in float64 on the CPU, itself tested against the step loop."""
     tolerance, gradient_tolerance = PRECISION[dtype]

@@ -7,9 +7,10 @@ import torch.multiprocessing as mp
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mambaseg.methods.components.gradient_average import ALIGNMENT, average_gradients, gather
+from mambaseg.methods.components.gradient_average import average_gradients
 from mambaseg.methods.components.replicas import Replicas
 from mambaseg.methods.components.student_graphs import StudentGraphs
+from mambaseg.one_message import ALIGNMENT, gather
 
 
 def test_gathered_tensors_keep_values_and_take_the_strides_asked_for() -> None:

@@ -54,6 +54,13 @@ class Run:
         return {(row.case_id, row.predictor, row.class_index): row.dice for row in rows}
 
 
+def assert_same_weights(run, expected):
+    assert run.step == expected.step
+    assert run.weights.keys() == expected.weights.keys()
+    for key, value in expected.weights.items():
+        torch.testing.assert_close(run.weights[key], value, atol=1e-6, rtol=1e-5, msg=key)
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, repository):
     root = tmp_path_factory.mktemp("sharding")
@@ -67,9 +74,7 @@ def test_losses_weights_and_scores_are_those_of_ddp(runs):
     for mine, theirs in zip(sharded.seen, ddp.seen, strict=True):
         assert [step["cases"] for step in mine] == [step["cases"] for step in theirs]
         assert [step["loss"] for step in mine] == pytest.approx([step["loss"] for step in theirs], rel=1e-6)
-    assert sharded.weights.keys() == ddp.weights.keys()
-    for key, value in ddp.weights.items():
-        torch.testing.assert_close(sharded.weights[key], value, atol=1e-6, rtol=1e-5, msg=key)
+    assert_same_weights(sharded, ddp)
     assert sharded.scores().keys() == ddp.scores().keys()
     assert len(sharded.scores()) == 3 * 3 * 4  # cases, two students and the ensemble, classes
     for name in ("cnn", "mamba"):
@@ -111,7 +116,15 @@ def test_a_sharded_run_resumes_where_it_stopped(runs, tmp_path, repository):
 
 
 @pytest.mark.slow
-def test_one_word_turns_it_on_and_others_go_on_from_its_checkpoint(tmp_path, repository):
-    Run(tmp_path, repository, "fsdp2", steps=3)
-    assert Run(tmp_path, repository, "ddp", resume=True).step == STEPS
-    assert Run(tmp_path, repository, "fsdp2", steps=STEPS + 3, resume=True, processes=1).step == STEPS + 3
+@pytest.mark.timeout(600)
+def test_ddp_goes_on_from_a_sharded_checkpoint_and_one_sharded_process_from_that(runs, tmp_path, repository):
+    Run(tmp_path, repository, SMALL_UNITS, steps=3)
+    assert_same_weights(Run(tmp_path, repository, "ddp", resume=True), runs["ddp"])
+    assert Run(tmp_path, repository, "fsdp2", steps=STEPS + 2, resume=True, processes=1).step == STEPS + 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_one_word_turns_it_on_and_goes_on_from_a_checkpoint_of_ddp(runs, tmp_path, repository):
+    Run(tmp_path, repository, "ddp", steps=3)
+    assert_same_weights(Run(tmp_path, repository, "fsdp2", resume=True), runs["ddp"])

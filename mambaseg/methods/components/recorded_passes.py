@@ -13,9 +13,9 @@ from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 
 from mambaseg.kernels.launch import compiling_together
-from mambaseg.methods.components.gradient_average import gather
 from mambaseg.methods.components.half_weights import forward_in_half
 from mambaseg.networks import SegmentationNetwork
+from mambaseg.one_message import gather
 
 WARM_UP_PASSES = 3
 """Passes before recording: libraries choose algorithms and take their workspaces."""

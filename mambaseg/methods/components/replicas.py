@@ -1,12 +1,12 @@
 """A module's copies in several processes, kept alike by fewer and larger messages than DDP sends."""
 
-import torch
-from torch import Tensor, distributed, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mambaseg.methods.components.ema_teacher import EmaTeacher
-from mambaseg.methods.components.gradient_average import average_gradients, gather
+from mambaseg.methods.components.gradient_average import average_gradients
 from mambaseg.methods.components.student_graphs import StudentGraphs
+from mambaseg.one_message import share_buffers
 
 
 class Replicas:
@@ -48,13 +48,6 @@ class Replicas:
             trained = [p for p in self.module.parameters() if p.requires_grad]
             average_gradients(trained, self.graphs.gathered)
 
-    @torch.no_grad()
     def share_buffers(self) -> None:
         """Give every process the buffers of the first one."""
-        buffers: list[Tensor] = list(self.module.buffers())
-        if not buffers:
-            return
-        flats, views = gather(buffers)
-        for flat in flats:
-            distributed.broadcast(flat, 0)
-        torch._foreach_copy_(buffers, views)
+        share_buffers(self.module)

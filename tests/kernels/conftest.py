@@ -1,0 +1,13 @@
+"""Fixtures of the kernels' tests."""
+
+import pytest
+import torch
+
+
+@pytest.fixture
+def no_tf32():
+    """Multiply float32 matrices in float32. No monkeypatch: pytest deletes what ``__getattr__`` gave it."""
+    matmul = torch.backends.cuda.matmul
+    before, matmul.allow_tf32 = matmul.allow_tf32, False
+    yield
+    matmul.allow_tf32 = before
