@@ -149,6 +149,21 @@ def shard(module: L.LightningModule, mesh: DeviceMesh, smallest_unit: int | None
             _shard(part, mesh)
 
 
+def _by_name(saved: dict[str, Any], optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Any]:
+    """Return an optimizer's saved state with the parameters' names for their numbers.
+
+    A parameter is known by its place in the groups, which every optimizer's file tells.
+    """
+    names = {parameter: name for name, parameter in module.named_parameters()}
+    named = {
+        number: names[parameter]
+        for theirs, own in zip(saved["param_groups"], optimizer.param_groups, strict=True)
+        for number, parameter in zip(theirs["params"], own["params"], strict=True)
+    }
+    groups = [group | {"params": [named[number] for number in group["params"]]} for group in saved["param_groups"]]
+    return {"state": {named[number]: state for number, state in saved["state"].items()}, "param_groups": groups}
+
+
 class _Entrance:
     """Lets a sharded network be entered by ``forward_with_features`` too, with its weights gathered once on the way.
 

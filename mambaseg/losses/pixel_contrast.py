@@ -58,7 +58,7 @@ def _places(index: Tensor, shape: Sequence[int]) -> list[Tensor]:
 
     ``torch.unravel_index`` sends the shape to a GPU, which the host waits for.
     """
-    places = []
+    places: list[Tensor] = []
     for size in reversed(shape):
         places.insert(0, index % size)
         index = index // size
