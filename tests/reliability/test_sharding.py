@@ -54,11 +54,18 @@ class Run:
         return {(row.case_id, row.predictor, row.class_index): row.dice for row in rows}
 
 
-def assert_same_weights(run, expected):
+def assert_same_weights(run, expected, atol=1e-6, rtol=1e-5):
     assert run.step == expected.step
     assert run.weights.keys() == expected.weights.keys()
     for key, value in expected.weights.items():
-        torch.testing.assert_close(run.weights[key], value, atol=1e-6, rtol=1e-5, msg=key)
+        torch.testing.assert_close(
+            run.weights[key], value, atol=atol, rtol=rtol, msg=lambda said, key=key: f"{key}: {said}"
+        )
+
+
+# Rounding may give a pixel whose classes are nearly equal another pseudo-label, which moves weights by some 1e-5; a
+# step moves them by some 1e-3.
+ONE_LABEL = {"atol": 5e-5, "rtol": 1e-3}
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +126,7 @@ def test_a_sharded_run_resumes_where_it_stopped(runs, tmp_path, repository):
 @pytest.mark.timeout(600)
 def test_ddp_goes_on_from_a_sharded_checkpoint_and_one_sharded_process_from_that(runs, tmp_path, repository):
     Run(tmp_path, repository, SMALL_UNITS, steps=3)
-    assert_same_weights(Run(tmp_path, repository, "ddp", resume=True), runs["ddp"])
+    assert_same_weights(Run(tmp_path, repository, "ddp", resume=True), runs["ddp"], **ONE_LABEL)
     assert Run(tmp_path, repository, "fsdp2", steps=STEPS + 2, resume=True, processes=1).step == STEPS + 2
 
 
@@ -127,4 +134,4 @@ def test_ddp_goes_on_from_a_sharded_checkpoint_and_one_sharded_process_from_that
 @pytest.mark.timeout(600)
 def test_one_word_turns_it_on_and_goes_on_from_a_checkpoint_of_ddp(runs, tmp_path, repository):
     Run(tmp_path, repository, "ddp", steps=3)
-    assert_same_weights(Run(tmp_path, repository, "fsdp2", resume=True), runs["ddp"])
+    assert_same_weights(Run(tmp_path, repository, "fsdp2", resume=True), runs["ddp"], **ONE_LABEL)
