@@ -1,4 +1,4 @@
-"""The types that operators accumulate in."""
+"""The types that operators accumulate and multiply in."""
 
 import torch
 from torch import Tensor
@@ -13,3 +13,13 @@ def state_dtype(*tensors: Tensor | None) -> torch.dtype:
 def at_least_float32(parameter: Tensor) -> Tensor:
     """Return a parameter in the type that scans take it in: a half one in float32, any other as it is."""
     return parameter if parameter.dtype == torch.float64 else parameter.float()
+
+
+def autocast_dtype(device: str) -> torch.dtype | None:
+    """Return the type that autocast computes products in on devices of a type; None where it is off.
+
+    ``torch.amp.is_autocast_available``, which knows the types without autocast, cannot be compiled by torch 2.11.
+    """
+    if device == "meta" or not torch.is_autocast_enabled(device):
+        return None
+    return torch.get_autocast_dtype(device)

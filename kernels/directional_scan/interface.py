@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from mambaseg.kernels import backend
+from mambaseg.kernels.accumulation import autocast_dtype
 from mambaseg.kernels.directional_scan.op import directional_scan_forward
 from mambaseg.kernels.directional_scan.reference import directional_scan_reference
 
@@ -87,6 +88,5 @@ def check_shapes(
 
 def _projection_dtype(pixels: Tensor) -> torch.dtype:
     """Return the type of a product with ``pixels``: theirs, or autocast's, which leaves float64 alone."""
-    device = pixels.device.type
-    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    return torch.get_autocast_dtype(device) if autocast and pixels.dtype != torch.float64 else pixels.dtype
+    half = autocast_dtype(pixels.device.type)
+    return pixels.dtype if half is None or pixels.dtype == torch.float64 else half

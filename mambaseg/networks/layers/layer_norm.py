@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from mambaseg.kernels.accumulation import autocast_dtype
 from mambaseg.kernels.norm_gate import layer_norm
 
 
@@ -30,10 +31,10 @@ class LayerNorm(nn.LayerNorm):
         return super().forward(x).to(dtype)
 
     def _result_type(self, x: Tensor) -> torch.dtype:
-        device = x.device.type
-        if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+        half = autocast_dtype(x.device.type)
+        if half is None:
             return x.dtype
-        return torch.get_autocast_dtype(device) if self.into_product else torch.float32
+        return half if self.into_product else torch.float32
 
 
 def on_own_kernels(x: Tensor) -> bool:
