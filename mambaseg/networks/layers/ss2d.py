@@ -13,6 +13,7 @@ from mambaseg.kernels.norm_gate import merge_norm_gate
 from mambaseg.networks.base import mark_no_decay, mark_wide_weights
 from mambaseg.networks.layers.layer_norm import on_own_kernels
 from mambaseg.networks.layers.scan_init import decay_logs, step_bias
+from mambaseg.networks.layers.split_projection import project_in_halves
 from mambaseg.networks.layers.ss2d_form import OUT_NORMS, SS2DForm, initial_scan_parameters, parse_form
 
 DIRECTIONS = 4
@@ -78,11 +79,19 @@ class SS2D(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, H, W, d_model) of ``x`` (B, H, W, d_model)."""
-        projected = self.in_proj(x)
-        x, gate = projected.chunk(2, dim=-1) if self.form.gated else (projected, None)
+        x, gate = self._project(x)
         x = self._convolve(x)
         out: Tensor = self.out_proj(self._merge(self._scan(x), gate, x.shape))
         return out
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return what is scanned and, where there is one, the gate, (B, H, W, d_inner) each."""
+        if not self.form.gated:
+            return self.in_proj(x), None
+        if on_own_kernels(x):
+            return project_in_halves(x, self.in_proj.weight)
+        scanned, gate = self.in_proj(x).chunk(2, dim=-1)
+        return scanned, gate
 
     def _convolve(self, x: Tensor) -> Tensor:
         """Return SiLU of the convolution of ``x`` (B, H, W, d_inner)."""
