@@ -6,16 +6,21 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from mambaseg.networks.layers.few_channels import convolve_windows, has_few_channels
+from mambaseg.networks.layers.layer_norm import on_own_kernels
+
 
 class ConvBeforeNorm(nn.Conv2d):
     """A convolution whose bias may be left out of its result; otherwise ``nn.Conv2d``, names and all."""
 
     def forward(self, x: Tensor, add_bias: bool = True) -> Tensor:
         """Return (B, K, H', W') of ``x`` (B, C, H, W); a bias that is not added has a gradient of 0."""
-        if add_bias or self.bias is None:
-            return super().forward(x)
-        weight = cast(Tensor, _Unmoved.apply(self.weight, self.bias))  # type: ignore[no-untyped-call]
-        return cast(Tensor, self._conv_forward(x, weight, None))
+        weight, bias = self.weight, self.bias
+        if bias is not None and not add_bias:
+            weight, bias = cast(Tensor, _Unmoved.apply(weight, bias)), None  # type: ignore[no-untyped-call]
+        if on_own_kernels(x) and has_few_channels(self, x):
+            return convolve_windows(x, weight, bias)
+        return cast(Tensor, self._conv_forward(x, weight, bias))
 
 
 def convolve_and_normalise(x: Tensor, convolution: nn.Module, norm: nn.Module) -> Tensor:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from mambaseg.networks.layers import conv_norm
 from mambaseg.networks.layers.few_channels import convolve_windows, has_few_channels
 
 
@@ -43,3 +44,16 @@ def test_on_a_gpu(dtype):
     layer.to(dtype)
     tolerance = {"rtol": 2e-2, "atol": 2e-2} if dtype == torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-4}
     torch.testing.assert_close(convolve_windows(image, layer.weight, layer.bias).double(), truth, **tolerance)
+
+
+def test_the_first_convolution_of_a_network_is_the_same_so(monkeypatch):
+    torch.manual_seed(0)
+    layer = conv_norm.ConvBeforeNorm(1, 6, 3, padding=1).double()
+    image = torch.randn(2, 1, 8, 9, dtype=torch.float64)
+    for add_bias in (True, False):
+        runs = []
+        for own in (False, True):
+            monkeypatch.setattr(conv_norm, "on_own_kernels", lambda _, own=own: own)
+            out = layer(image, add_bias)
+            runs.append((out, *torch.autograd.grad(out.square().sum(), list(layer.parameters()))))
+        torch.testing.assert_close(runs[1], runs[0])
