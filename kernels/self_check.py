@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mambaseg.kernels.bilinear_doubling import bilinear_doubling, bilinear_doubling_reference
 from mambaseg.kernels.causal_conv1d import causal_conv1d, causal_conv1d_reference
 from mambaseg.kernels.depthwise_conv2d import depthwise_conv2d, depthwise_conv2d_reference
 from mambaseg.kernels.norm_gate import layer_norm, layer_norm_reference, merge_norm_gate, merge_norm_gate_reference
@@ -46,6 +47,9 @@ def operator_errors(device: torch.device) -> dict[str, float]:
         "layer norm": _error(device, layer_norm, layer_norm_reference, [(2, 35, 50), (50,), (50,)]),
         "scores of the head": _error(
             device, rms_scores, rms_scores_reference, [(2, 5, 7, 16, 24), (2, 5, 7, 16, 3), (3,)]
+        ),
+        "bilinear doubling": _error(
+            device, bilinear_doubling, bilinear_doubling_reference, [(2, 5, 7, 24), (2, 10, 14, 16)]
         ),
         "sums of the losses": _softmax_sums_error(device),
     }

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mambaseg.kernels import (
+    bilinear_doubling,
     causal_conv1d,
     causal_conv1d_update,
     depthwise_conv2d,
@@ -18,6 +19,7 @@ from mambaseg.kernels import (
     selective_state_update,
     softmax_sums,
 )
+from mambaseg.kernels.bilinear_doubling import bilinear_doubling_reference
 from mambaseg.kernels.causal_conv1d import causal_conv1d_reference, causal_conv1d_update_reference
 from mambaseg.kernels.depthwise_conv2d import depthwise_conv2d_reference
 from mambaseg.kernels.norm_gate import layer_norm, layer_norm_reference, merge_norm_gate_reference
@@ -34,6 +36,11 @@ SIZES = {
 LOGITS = {"full": [(16, 4, 224, 224), (24, 4, 256, 256)], "demo": [(2, 4, 32, 32)]}
 # (batch, height, width, pixels of a patch, channels) of the vectors behind the last expansion
 VECTORS = {"full": [(16, 56, 56, 16, 96), (24, 64, 64, 16, 96)], "demo": [(2, 8, 8, 16, 24)]}
+# (batch, height, width, channels) of what U-Net's decoder doubles; the skip has as many channels
+SMALL_MAPS = {
+    "full": [(16, 112, 112, 16), (16, 56, 56, 32), (16, 28, 28, 64), (16, 14, 14, 128)],
+    "demo": [(2, 7, 7, 16)],
+}
 CLASSES = 4
 SMALL = (2, 37)
 TORCH = "torch"
@@ -59,6 +66,8 @@ def cases(size: str, dtypes: list[str]) -> Iterator[Case]:
                 yield loss_sums(layout, maps, dtype)
         for vectors in VECTORS[size]:
             yield head(vectors, dtype)
+        for small in SMALL_MAPS[size]:
+            yield doubling(small, dtype)
         for batch, channels in dict.fromkeys((batch, channels) for batch, _, channels in SIZES[size]):
             yield decoding_step("causal_conv1d_update", batch, channels, dtype)
             yield decoding_step("selective_state_update", batch, channels, dtype)
@@ -213,6 +222,26 @@ def head(sizes: tuple[int, int, int, int, int], dtype: str) -> Case:
     shape, small = f"{sizes}, K={CLASSES}", (2, 3, 5, *sizes[3:])
     providers = {TORCH: Provider(rms_scores_reference), OURS: Provider(rms_scores, f"rms_scores {dtype} {sizes[-1]}")}
     return Case("rms_scores", shape, dtype, sizes, small, draw, providers, rms_scores_reference)
+
+
+def doubling(sizes: tuple[int, int, int, int], dtype: str) -> Case:
+    """Return what U-Net's up blocks do with a map and their skip."""
+
+    def draw(sizes: tuple[int, ...], kind: torch.dtype, device: str) -> list[Tensor]:
+        batch, height, width, channels = sizes
+        skip = torch.randn(batch, 2 * height, 2 * width, channels, device=device).to(kind)
+        return [torch.randn(*sizes, device=device).to(kind), skip]
+
+    def plain(x: Tensor, skip: Tensor) -> Tensor:
+        """Interpolate in float32, as under autocast, cast and join."""
+        wide = x if x.dtype == torch.float64 else x.float()
+        maps = F.interpolate(wide.permute(0, 3, 1, 2), scale_factor=2, mode="bilinear", align_corners=True)
+        return torch.cat((skip, maps.permute(0, 2, 3, 1).to(x.dtype)), -1)
+
+    kernel, channels = "bilinear_doubling", sizes[-1]
+    providers = {TORCH: Provider(plain), OURS: Provider(bilinear_doubling, f"{kernel} {dtype} {channels}")}
+    shape, small = f"{sizes}, S={channels}", (2, 5, 7, channels)
+    return Case(kernel, shape, dtype, sizes, small, draw, providers, bilinear_doubling_reference)
 
 
 def decoding_step(kernel: str, batch: int, channels: int, dtype: str) -> Case:

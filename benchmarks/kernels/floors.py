@@ -176,6 +176,17 @@ def rms_scores(
     return Work(pixels * (values * size + 4), 0 if mode == "backward" else pixels)
 
 
+def bilinear_doubling(
+    mode: str, size: int, batch: int, height: int, width: int, channels: int, skip_channels: int
+) -> Work:
+    """Count the doubling of a map (B, H, W, C) behind a skip (B, 2H, 2W, S): both and the joined map, once each.
+
+    Backward: the doubled part of the joined map's gradient, and the gradient of x; that of the skip is there.
+    """
+    values = 5 * channels + (0 if mode == "backward" else 8 * skip_channels)
+    return Work(batch * height * width * values * size)
+
+
 def causal_conv1d_update(mode: str, size: int, batch: int, _steps: int, channels: int) -> Work:
     """Count one step of the convolution, four taps: its state read and written, x and y; exp and division."""
     return Work(batch * channels * (2 * 4 + 2) * size, 2 * batch * channels)
@@ -196,6 +207,7 @@ COUNTS: dict[str, Callable[..., Work]] = {
     "layer_norm": layer_norm,
     "softmax_sums": softmax_sums,
     "rms_scores": rms_scores,
+    "bilinear_doubling": bilinear_doubling,
     "causal_conv1d_update": causal_conv1d_update,
     "selective_state_update": selective_state_update,
 }

@@ -73,6 +73,9 @@ SCANS = tuple(f"(24, 4*{channels}, {side}*{side}), N=16" for channels, side in S
 SEQUENCES = tuple(f"(24, {side * side}, {channels})" for channels, side in STAGES)
 MAPS = tuple(f"(24, {side}, {side}, {channels})" for channels, side in STAGES)
 VECTORS = ("(16, 56, 56, 16, 96), K=4", "(24, 64, 64, 16, 96), K=4")
+SMALL_MAPS = tuple(
+    f"(16, {side}, {side}, {channels}), S={channels}" for channels, side in ((16, 112), (32, 56), (64, 28), (128, 14))
+)
 LOGITS = ("(16, 4, 224, 224)", "(24, 4, 256, 256)")
 FIGURES = {
     "selective_scan": (
@@ -112,6 +115,10 @@ FIGURES = {
     "rms_scores": (
         Column("forward", "rms_scores", "forward_saving", VECTORS),
         Column("backward", "rms_scores", "backward", VECTORS),
+    ),
+    "bilinear_doubling": (
+        Column("forward", "bilinear_doubling", "forward_saving", SMALL_MAPS),
+        Column("backward", "bilinear_doubling", "backward", SMALL_MAPS),
     ),
     "selective_state_update": (Column("one step", "selective_state_update", "forward", SEQUENCES),),
 }

@@ -7,9 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mambaseg.errors import InputError
+from mambaseg.kernels.bilinear_doubling import bilinear_doubling
 from mambaseg.networks.base import SegmentationNetwork
 from mambaseg.networks.layers.block import Block
 from mambaseg.networks.layers.conv_norm import ConvBeforeNorm, convolve_and_normalise
+from mambaseg.networks.layers.layer_norm import on_own_kernels
 from mambaseg.networks.layers.memory import channels_last
 from mambaseg.networks.register import register_network
 
@@ -60,11 +62,17 @@ class UpBlock(nn.Module):
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """Return (B, skip_channels, 2H, 2W) of ``x`` (B, in_channels, H, W) and ``skip`` (B, skip_channels, 2H, 2W)."""
-        x = self.conv1x1(x)
-        # Autocast interpolates in float32, in which the skip and all that is joined with it would be twice as large.
-        enlarged = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True).to(x.dtype)
-        out: Tensor = self.conv(torch.cat([skip, enlarged], dim=1))
+        out: Tensor = self.conv(double_and_join(self.conv1x1(x), skip))
         return out
+
+
+def double_and_join(x: Tensor, skip: Tensor) -> Tensor:
+    """Return (B, S + C, 2H, 2W), the channels of ``skip`` first, of ``x`` (B, C, H, W) and ``skip`` (B, S, 2H, 2W)."""
+    if on_own_kernels(x):
+        return bilinear_doubling(x.permute(0, 2, 3, 1), skip.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    # Autocast interpolates in float32, in which the skip and all that is joined with it would be twice as large.
+    enlarged = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True).to(x.dtype)
+    return torch.cat([skip, enlarged], dim=1)
 
 
 class Encoder(nn.Module):

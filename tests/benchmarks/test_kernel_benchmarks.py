@@ -68,6 +68,12 @@ def test_bytes_of_the_heads_scores(floors):
     assert [work.moved for work in passes] == [16 * 224 * 224 * (2 * 104 + 4), 16 * 224 * 224 * (2 * 204 + 4)]
 
 
+def test_bytes_of_the_doubling(floors):
+    shape, pixels = "(16, 112, 112, 16), S=16", 16 * 112 * 112
+    passes = [floors.work("bilinear_doubling", mode, "bf16", shape) for mode in ("forward_saving", "backward")]
+    assert [work.moved for work in passes] == [2 * pixels * 16 * (1 + 4 + 8), 2 * pixels * 16 * 5]
+
+
 def test_bench_appends_rows_and_says_what_it_did_not_reach(folder, tmp_path):
     output = tmp_path / "rows.csv"
     shared = (folder / "bench.py", "--device", "cpu", "--dtypes", "fp32", "--repeats", 2, "--output", output)

@@ -149,6 +149,25 @@ def score_inputs(
     return {name: value.requires_grad_(requires_grad) for name, value in inputs.items()}
 
 
+def doubling_inputs(
+    batch: int,
+    height: int,
+    width: int,
+    channels: int,
+    skip_channels: int = 0,
+    dtype: torch.dtype = torch.float64,
+    device: str = "cpu",
+    requires_grad: bool = True,
+) -> dict[str, Tensor]:
+    """Draw the arguments of ``bilinear_doubling``; the skip, where there is one, is half of a wider tensor."""
+    draw = _draw(height * 1000 + channels, device)
+    inputs = {"x": draw(batch, height, width, channels, dtype=dtype)}
+    if skip_channels:
+        wider = draw(batch, 2 * height, 2 * width, 2 * skip_channels, dtype=dtype)
+        inputs["skip"] = wider[..., :skip_channels]
+    return {name: value.requires_grad_(requires_grad) for name, value in inputs.items()}
+
+
 def loss_inputs(
     shape: tuple[int, ...],
     dtype: torch.dtype = torch.float64,

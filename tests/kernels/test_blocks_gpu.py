@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from mambaseg.kernels import selective_scan
+from mambaseg.kernels.bilinear_doubling import bilinear_doubling, bilinear_doubling_reference
 from mambaseg.kernels.causal_conv1d import causal_conv1d, causal_conv1d_reference, causal_conv1d_update
 from mambaseg.kernels.depthwise_conv2d import depthwise_conv2d, depthwise_conv2d_reference
 from mambaseg.kernels.largest_class import largest_class
@@ -18,6 +19,7 @@ from tests.kernels.block_cases import (
     compare_share_sums,
     compare_stacked_loss_sums,
     convolution_inputs,
+    doubling_inputs,
     loss_inputs,
     map_convolution_inputs,
     norm_gate_inputs,
@@ -32,6 +34,7 @@ pytestmark = pytest.mark.gpu
 
 PRECISION = {torch.float32: (1e-5, 1e-4), torch.bfloat16: (1e-2, 1e-2), torch.float16: (2e-3, 5e-3)}
 MAPS = [(2, 56, 56, 192), (2, 28, 28, 384), (2, 14, 14, 768), (2, 7, 7, 1536)]
+DECODER_MAPS = [(16, 112, 112, 16, 16), (16, 56, 56, 32, 32), (16, 28, 28, 64, 64), (16, 14, 14, 128, 128)]
 STAGES = [(2, 3136, 192), (2, 784, 384), (2, 196, 768), (2, 49, 1536)]
 
 
@@ -179,6 +182,41 @@ def test_scores(batch, height, width, side, channels, classes, dtype):
 
 
 @pytest.mark.parametrize(
+    "shape",
+    [
+        *DECODER_MAPS,
+        (16, 112, 112, 16),
+        (1, 1, 1, 1),
+        (2, 1, 7, 3, 2),
+        (3, 2, 1, 40, 16),
+        (2, 21, 50, 35),
+        (1, 13, 9, 200, 3),
+    ],
+)
+@pytest.mark.parametrize("dtype", list(PRECISION))
+@pytest.mark.usefixtures("_poisoned")
+def test_doubling(shape, dtype):
+    _compare(bilinear_doubling, bilinear_doubling_reference, doubling_inputs(*shape, dtype=dtype, device="cuda"), dtype)
+
+
+def test_doubling_in_float32_is_exact_to_rounding():
+    inputs = doubling_inputs(16, 112, 112, 16, 16, dtype=torch.float32, device="cuda")
+    truth_inputs = in_float64(inputs)
+    out, truth = bilinear_doubling(**inputs), bilinear_doubling_reference(**truth_inputs)
+    assert_close("out", out, truth, 1e-6)
+    expected = gradients(truth, truth_inputs)
+    for name, grad in gradients(out, inputs).items():
+        assert_close(f"d{name}", grad, expected[name], 1e-6)
+
+
+def test_doubling_of_any_strides():
+    inputs = doubling_inputs(2, 30, 41, 24, 8, dtype=torch.float32, device="cuda")
+    for name in ("x", "skip"):
+        inputs[name] = inputs[name].detach().permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0).requires_grad_()
+    _compare(bilinear_doubling, bilinear_doubling_reference, inputs, torch.float32)
+
+
+@pytest.mark.parametrize(
     "shape", [(1568, 2, 192), (1365, 10, 192), (32, 10, 1536), (1568, 1, 4), (3, 5, 1000), (196, 2, 1536), (1, 1, 1)]
 )
 @pytest.mark.usefixtures("_poisoned")
@@ -279,7 +317,9 @@ def test_same_call_twice_is_bit_equal():
         convolved = depthwise_conv2d(**map_inputs, activation="silu")
         scores_inputs = score_inputs(4, 56, 56, 4, 96, 4, dtype=torch.float32, device="cuda")
         scored = rms_scores(**scores_inputs)
-        pairs = ((out, inputs), (gated, gate_inputs), (convolved, map_inputs), (scored, scores_inputs))
+        pairs = [(out, inputs), (gated, gate_inputs), (convolved, map_inputs), (scored, scores_inputs)]
+        small_inputs = doubling_inputs(*DECODER_MAPS[1], dtype=torch.float32, device="cuda")
+        pairs.append((bilinear_doubling(**small_inputs), small_inputs))
         runs.append([tensor for out, given in pairs for tensor in (out, *gradients(out, given).values())])
     assert all(torch.equal(first, second) for first, second in zip(*runs, strict=True))
 
@@ -321,6 +361,20 @@ def test_map_convolution_beyond_32_bits():
     (grad,) = torch.autograd.grad(out, x, upstream)
     (expected,) = torch.autograd.grad(truth[:, 1:].sum(), tail)
     assert_close("dx", grad[:, -9:], expected, 1e-2)
+
+
+def test_doubling_beyond_32_bits():
+    """The small map has more than 2^31 elements as well; channels are independent, so one of them is looked at."""
+    _skip_without_memory(56)
+    x = torch.randn(1, 2**13 + 5, 2**12, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    out = bilinear_doubling(x)
+    channel = x.detach()[..., -1:].double().requires_grad_()
+    truth = bilinear_doubling_reference(channel)
+    assert_close("out", out[..., -1:], truth, 1e-2)
+    upstream = torch.randn_like(out)
+    (grad,) = torch.autograd.grad(out, x, upstream)
+    (expected,) = torch.autograd.grad(truth, channel, upstream[..., -1:].double())
+    assert_close("dx", grad[..., -1:], expected, 1e-2)
 
 
 def test_norm_gate_beyond_32_bits():
@@ -383,6 +437,10 @@ def test_loss_sums_beyond_32_bits(channels_last):
 
 
 def test_new_lengths_compile_nothing():
+    from mambaseg.kernels.bilinear_doubling.triton_kernels import (
+        bilinear_doubling_bwd_kernel,
+        bilinear_doubling_fwd_kernel,
+    )
     from mambaseg.kernels.causal_conv1d.triton_kernels import causal_conv1d_bwd_kernel, causal_conv1d_fwd_kernel
     from mambaseg.kernels.depthwise_conv2d.triton_kernels import (
         depthwise_conv2d_kernel,
@@ -396,6 +454,7 @@ def test_new_lengths_compile_nothing():
 
     kernels = (causal_conv1d_fwd_kernel, causal_conv1d_bwd_kernel, norm_gate_fwd_kernel, norm_gate_bwd_kernel)
     kernels += (depthwise_conv2d_kernel, depthwise_conv2d_weights_kernel)
+    kernels += (bilinear_doubling_fwd_kernel, bilinear_doubling_bwd_kernel)
     kernels += (softmax_sums_fwd_kernel, softmax_sums_bwd_kernel, largest_class_kernel)
     kernels += (share_sums_kernel, rms_scores_fwd_kernel, rms_scores_bwd_kernel)
 
@@ -406,6 +465,8 @@ def test_new_lengths_compile_nothing():
         gradients(merge_norm_gate(**gate_inputs), gate_inputs)
         map_inputs = map_convolution_inputs(2, length, 2 * length, 64, dtype=torch.float32, device="cuda")
         gradients(depthwise_conv2d(**map_inputs, activation="silu"), map_inputs)
+        small_inputs = doubling_inputs(2, length, 2 * length, 16, 16, dtype=torch.float32, device="cuda")
+        gradients(bilinear_doubling(**small_inputs), small_inputs)
         scores_inputs = score_inputs(2, length, 2 * length, 4, 96, 4, dtype=torch.float32, device="cuda")
         gradients(rms_scores(**scores_inputs), scores_inputs)
         # Whether images are a multiple of 16 pixels, so that four are loaded at once, is compiled in.
@@ -434,6 +495,7 @@ def test_compiles_with_inductor():
 
 
 def test_opcheck():
+    from mambaseg.kernels.bilinear_doubling.op import bilinear_doubling_forward
     from mambaseg.kernels.causal_conv1d.op import causal_conv1d_forward, causal_conv1d_step
     from mambaseg.kernels.depthwise_conv2d.op import depthwise_conv2d_forward
     from mambaseg.kernels.norm_gate.op import norm_gate_forward
@@ -450,6 +512,8 @@ def test_opcheck():
     torch.library.opcheck(causal_conv1d_step, (*(tensor.cuda() for tensor in step), True))
     maps = map_convolution_inputs(2, 3, 4, 5, dtype=torch.float32, device="cuda").values()
     torch.library.opcheck(depthwise_conv2d_forward, (*maps, True))
+    doubling = doubling_inputs(2, 3, 4, 5, 6, dtype=torch.float32, device="cuda").values()
+    torch.library.opcheck(bilinear_doubling_forward, tuple(doubling))
     gate = norm_gate_inputs(2, 3, 4, 5, dtype=torch.float32, device="cuda").values()
     torch.library.opcheck(norm_gate_forward, (*gate, 1e-5, True, torch.float32))
     scores = score_inputs(2, 3, 4, 2, 5, 3, dtype=torch.float32, device="cuda").values()
@@ -470,5 +534,7 @@ def test_float64_is_refused_with_the_fix():
         softmax_sums(*loss_inputs((1, 4, 5), device="cuda"))
     with pytest.raises(RuntimeError, match="MAMBASEG_SCAN_BACKEND=cpu"):
         losses_of_sums(*sums_inputs(4, device="cuda"), 1e-5)
+    with pytest.raises(RuntimeError, match="MAMBASEG_SCAN_BACKEND=cpu"):
+        bilinear_doubling(**doubling_inputs(1, 2, 2, 3, device="cuda"))
     with pytest.raises(RuntimeError, match="MAMBASEG_SCAN_BACKEND=cpu"):
         rms_scores(**score_inputs(1, 2, 2, 2, 3, 2, device="cuda"))

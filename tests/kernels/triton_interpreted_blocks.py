@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from mambaseg.kernels import share_sums as share_sums_host
+from mambaseg.kernels.bilinear_doubling import bilinear_doubling, bilinear_doubling_reference
+from mambaseg.kernels.bilinear_doubling import triton_launch as doubling_launch
 from mambaseg.kernels.causal_conv1d import (
     causal_conv1d,
     causal_conv1d_reference,
@@ -33,6 +35,7 @@ from tests.kernels.block_cases import (
     compare_share_sums,
     compare_stacked_loss_sums,
     convolution_inputs,
+    doubling_inputs,
     loss_inputs,
     map_convolution_inputs,
     norm_gate_inputs,
@@ -56,6 +59,7 @@ def _count_launches(monkeypatch):
         (convolution_launch, "forward"),
         (convolution_launch, "update"),
         (map_convolution_launch, "forward"),
+        (doubling_launch, "forward"),
         (norm_gate_launch, "forward"),
         (rms_scores_launch, "forward"),
         (share_sums_host, "share_sums"),
@@ -250,6 +254,28 @@ def test_scores_of_half_inputs_of_any_strides():
     _compare(rms_scores, rms_scores_reference, inputs, 1e-2)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 2), (2, 3), (3, 1), (7, 2), (3, 9)])
+@pytest.mark.parametrize(("channels", "skip_channels"), [(1, 0), (3, 0), (16, 16), (40, 3), (70, 0)])
+@pytest.mark.usefixtures("_poisoned")
+def test_doubling(size, channels, skip_channels):
+    inputs = doubling_inputs(2, *size, channels, skip_channels, dtype=torch.float32)
+    _compare(bilinear_doubling, bilinear_doubling_reference, inputs, 1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.usefixtures("_poisoned")
+def test_doubling_of_half_maps_of_any_strides(dtype):
+    inputs = doubling_inputs(2, 3, 9, 16, 8, dtype=dtype)
+    inputs["x"] = inputs["x"].detach().transpose(0, 2).contiguous().transpose(0, 2).requires_grad_()
+    _compare(bilinear_doubling, bilinear_doubling_reference, inputs, 4e-3)
+
+
+def test_doubling_behind_a_skip_of_another_type():
+    inputs = doubling_inputs(1, 2, 3, 16, 8, dtype=torch.float32)
+    inputs["x"] = inputs["x"].detach().bfloat16().requires_grad_()
+    _compare(bilinear_doubling, bilinear_doubling_reference, inputs, 4e-3)
+
+
 @pytest.mark.parametrize("shape", [(1, 1, 1), (7, 1, 4), (5, 2, 9), (37, 10, 3), (1025, 3, 2), (130, 2, 8450)])
 @pytest.mark.usefixtures("_poisoned")
 def test_share_sums(shape):
@@ -339,7 +365,9 @@ def test_same_call_twice_is_bit_equal():
         convolved = depthwise_conv2d(**map_inputs, activation="silu")
         scores_inputs = score_inputs(2, 2, 3, 4, 24, 4, dtype=torch.float32)
         scored = rms_scores(**scores_inputs)
-        pairs = ((out, inputs), (gated, gate_inputs), (convolved, map_inputs), (scored, scores_inputs))
+        pairs = [(out, inputs), (gated, gate_inputs), (convolved, map_inputs), (scored, scores_inputs)]
+        small_inputs = doubling_inputs(2, 3, 9, 16, 16, dtype=torch.float32)
+        pairs.append((bilinear_doubling(**small_inputs), small_inputs))
         runs.append([tensor for out, given in pairs for tensor in (out, *gradients(out, given).values())])
     assert all(torch.equal(first, second) for first, second in zip(*runs, strict=True))
 
@@ -347,6 +375,8 @@ def test_same_call_twice_is_bit_equal():
 def test_float64_is_refused_with_the_fix():
     with pytest.raises(RuntimeError, match="causal_conv1d compute in float32"):
         causal_conv1d(**convolution_inputs(1, 3, 5, 4))
+    with pytest.raises(RuntimeError, match="bilinear_doubling compute in float32"):
+        bilinear_doubling(**doubling_inputs(1, 3, 5, 4))
     with pytest.raises(RuntimeError, match="depthwise_conv2d compute in float32"):
         depthwise_conv2d(**map_convolution_inputs(1, 3, 5, 4))
     with pytest.raises(RuntimeError, match="rms_scores compute in float32"):

@@ -48,6 +48,20 @@ def test_auxiliary_heads_read_their_scale_and_repeat_cells():
     torch.testing.assert_close(network(x)[3], expected)
 
 
+def test_doubling_by_own_kernels_changes_nothing(monkeypatch):
+    network, x = small("unet").double(), torch.randn(2, 1, 32, 48, dtype=torch.float64)
+    decoder, pyramid = network.decoder, network.eval().features(x)
+    runs = []
+    for own in (False, True):
+        monkeypatch.setattr("mambaseg.networks.unet.on_own_kernels", lambda x, own=own: own)
+        leaves = [level.detach().requires_grad_() for level in pyramid]
+        finest = decoder(leaves)[0]
+        assert finest.is_contiguous(memory_format=torch.channels_last)
+        runs.append((finest, *torch.autograd.grad(finest.square().sum(), leaves)))
+    for before, after in zip(*runs, strict=True):
+        torch.testing.assert_close(after, before)
+
+
 def test_variants_are_the_unet_when_evaluated():
     x = torch.randn(2, 1, 32, 48)
     for name in ("unet_cct", "unet_urpc"):
