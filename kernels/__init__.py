@@ -3,6 +3,7 @@
 Imports without Triton and without CUDA; which implementation serves a call is decided in ``backend``.
 """
 
+from mambaseg.kernels.batch_norm_act import batch_norm_act
 from mambaseg.kernels.causal_conv1d import causal_conv1d, causal_conv1d_update
 from mambaseg.kernels.cross_scan import cross_merge, cross_scan
 from mambaseg.kernels.depthwise_conv2d import depthwise_conv2d
@@ -16,6 +17,7 @@ from mambaseg.kernels.ss2d import ss2d
 from mambaseg.kernels.ss3d import ss3d
 
 __all__ = [
+    "batch_norm_act",
     "causal_conv1d",
     "causal_conv1d_update",
     "cross_merge",
