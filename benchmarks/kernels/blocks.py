@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mambaseg.kernels import (
+    batch_norm_act,
     causal_conv1d,
     causal_conv1d_update,
     depthwise_conv2d,
@@ -18,6 +19,7 @@ from mambaseg.kernels import (
     selective_state_update,
     softmax_sums,
 )
+from mambaseg.kernels.batch_norm_act import batch_norm_act_reference
 from mambaseg.kernels.causal_conv1d import causal_conv1d_reference, causal_conv1d_update_reference
 from mambaseg.kernels.depthwise_conv2d import depthwise_conv2d_reference
 from mambaseg.kernels.norm_gate import layer_norm, layer_norm_reference, merge_norm_gate_reference
@@ -34,7 +36,13 @@ SIZES = {
 LOGITS = {"full": [(16, 4, 224, 224), (24, 4, 256, 256)], "demo": [(2, 4, 32, 32)]}
 # (batch, height, width, pixels of a patch, channels) of the vectors behind the last expansion
 VECTORS = {"full": [(16, 56, 56, 16, 96), (24, 64, 64, 16, 96)], "demo": [(2, 8, 8, 16, 24)]}
+# (batch, height, width, channels) of the maps that the U-Net normalises
+NORMALISED = {
+    "full": [(16, 224 >> level, 224 >> level, 16 << level) for level in range(5)],
+    "demo": [(2, 8, 8, 16)],
+}
 CLASSES = 4
+SLOPE = 0.01
 SMALL = (2, 37)
 TORCH = "torch"
 TAPS = 4
@@ -59,6 +67,8 @@ def cases(size: str, dtypes: list[str]) -> Iterator[Case]:
                 yield loss_sums(layout, maps, dtype)
         for vectors in VECTORS[size]:
             yield head(vectors, dtype)
+        for pixels in NORMALISED[size]:
+            yield batch_norm(pixels, dtype)
         for batch, channels in dict.fromkeys((batch, channels) for batch, _, channels in SIZES[size]):
             yield decoding_step("causal_conv1d_update", batch, channels, dtype)
             yield decoding_step("selective_state_update", batch, channels, dtype)
@@ -213,6 +223,28 @@ def head(sizes: tuple[int, int, int, int, int], dtype: str) -> Case:
     shape, small = f"{sizes}, K={CLASSES}", (2, 3, 5, *sizes[3:])
     providers = {TORCH: Provider(rms_scores_reference), OURS: Provider(rms_scores, f"rms_scores {dtype} {sizes[-1]}")}
     return Case("rms_scores", shape, dtype, sizes, small, draw, providers, rms_scores_reference)
+
+
+def batch_norm(sizes: tuple[int, int, int, int], dtype: str) -> Case:
+    """Return the batch norm in training and the LeakyReLU behind a convolution."""
+
+    def draw(sizes: tuple[int, ...], kind: torch.dtype, device: str) -> list[Tensor]:
+        return [torch.randn(*sizes, device=device).to(kind), *_scale_and_shift(sizes[-1], device)]
+
+    def plain(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """Normalise and activate a map, as the two modules do."""
+        normalised = F.batch_norm(x.permute(0, 3, 1, 2), None, None, weight, bias, training=True)
+        return F.leaky_relu_(normalised, SLOPE).permute(0, 2, 3, 1)
+
+    def ours(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return batch_norm_act(x.flatten(0, 2), weight, bias, slope=SLOPE).view(x.shape)
+
+    def reference(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return batch_norm_act_reference(x.flatten(0, 2), weight, bias, slope=SLOPE).view(x.shape)
+
+    kernel = "batch_norm_act"
+    providers = {TORCH: Provider(plain), OURS: Provider(ours, f"{kernel} {dtype} {sizes[-1]}")}
+    return Case(kernel, str(sizes), dtype, sizes, (2, 5, 7, sizes[-1]), draw, providers, reference)
 
 
 def decoding_step(kernel: str, batch: int, channels: int, dtype: str) -> Case:

@@ -18,15 +18,12 @@ from mambaseg.kernels.launch import WARP, launch, on_device, refuse_float64
 from mambaseg.kernels.share_sums import share_sums
 
 WARPS = 4
-VALUES = 16
-"""Values of each tensor that a lane holds: in half precision two loads of 16 bytes, which wait together."""
+FORWARD_VALUES, BACKWARD_VALUES = 16, 8
+"""Values of each tensor that a lane holds: in half precision so many that two loads of 16 bytes wait together."""
 MOST_CHANNELS = 64
 """Channels of a program at most: whole lines of 128 bytes in half precision."""
-FORWARD_PROGRAMS, BACKWARD_PROGRAMS = 132 * 7, 132 * 5
-"""Programs of a walk at most, all of which an H100 or H200 holds at once, a backward pass having more in registers.
-
-Both walks of a pass share the rows out alike, so that the second begins with what the first read last.
-"""
+MOST_PROGRAMS = 132 * 7
+"""Programs of a walk at most: what an H100 or H200 holds at once with 72 registers a lane."""
 MERGED_CHANNELS, MERGED_SHARES, MERGING_WARPS = 8, 1024, 16
 """Tile of what merges statistics: 32 bytes of a share, the least that memory hands out, and all shares at once."""
 
@@ -50,13 +47,21 @@ class Plan:
     channel_programs: int
 
 
-def choose_plan(rows: int, channels: int, most_programs: int) -> Plan:
-    """Share rows (M, C) out to so many programs at most, but one at least for every ``MOST_CHANNELS`` channels."""
+def choose_plan(rows: int, channels: int, values: int) -> Plan:
+    """Share rows (M, C) out to programs that all run at once.
+
+    Both walks of a pass have the same plan, so that the second begins with what the first read last.
+
+    Args:
+        rows: M.
+        channels: C.
+        values: Values of a tensor that a lane shall hold.
+    """
     block_channels = min(MOST_CHANNELS, triton.next_power_of_2(channels))
-    block_rows = WARPS * WARP * VALUES // block_channels
+    block_rows = WARPS * WARP * values // block_channels
     channel_programs = triton.cdiv(channels, block_channels)
     blocks = triton.cdiv(rows, block_rows)
-    row_blocks = triton.cdiv(blocks, max(1, most_programs // channel_programs))
+    row_blocks = triton.cdiv(blocks, max(1, MOST_PROGRAMS // channel_programs))
     return Plan(block_rows, block_channels, row_blocks, triton.cdiv(blocks, row_blocks), channel_programs)
 
 
@@ -73,7 +78,7 @@ def statistics(
     refuse_float64("batch_norm_act", x, running_mean, running_variance, shift)
     x = x.contiguous()
     rows, channels = x.shape
-    plan = choose_plan(rows, channels, FORWARD_PROGRAMS)
+    plan = choose_plan(rows, channels, FORWARD_VALUES)
     shares = torch.empty(plan.row_programs, 2, channels, dtype=torch.float32, device=x.device)
     mean, rstd = (torch.empty(channels, dtype=torch.float32, device=x.device) for _ in range(2))
     has_running = running_mean is not None
@@ -109,7 +114,7 @@ def forward(x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor,
     x = x.contiguous()
     out = torch.empty_like(x)
     norm = (mean, rstd, weight.contiguous(), bias.contiguous())
-    plan = choose_plan(x.shape[0], x.shape[1], FORWARD_PROGRAMS)
+    plan = choose_plan(x.shape[0], x.shape[1], FORWARD_VALUES)
     _walk(batch_norm_act_fwd_kernel, plan, x, *norm, out, slope)
     return out
 
@@ -120,7 +125,7 @@ def backward(
     """Differentiate the whole norm; arguments and results of ``plain.backward``."""
     x = x.contiguous()
     rows, channels = x.shape
-    plan = choose_plan(rows, channels, BACKWARD_PROGRAMS)
+    plan = choose_plan(rows, channels, BACKWARD_VALUES)
     given = (grad_out.contiguous(), x, mean, rstd, weight.contiguous(), bias.contiguous())
     shares = torch.empty(plan.row_programs, 2, channels, dtype=torch.float32, device=x.device)
     _walk(gradient_sums_kernel, plan, *given, shares, slope)

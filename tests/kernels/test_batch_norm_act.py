@@ -155,12 +155,15 @@ def test_autocast_keeps_float32():
 
 @pytest.mark.parametrize("rows", [2, 100, 3136, 802816, 2**31 + 5])
 @pytest.mark.parametrize("channels", [1, 16, 24, 64, 100, 512, 70000])
-def test_programs_take_every_row_and_are_not_too_many(rows, channels):
+@pytest.mark.parametrize("values", [8, 16])
+def test_programs_take_every_row_and_are_not_too_many(rows, channels, values):
     launch = pytest.importorskip("mambaseg.kernels.batch_norm_act.triton_launch")
-    plan = launch.choose_plan(rows, channels, launch.FORWARD_PROGRAMS)
+    plan = launch.choose_plan(rows, channels, values)
     assert plan.channels * plan.channel_programs >= channels
     taken = plan.rows * plan.row_blocks
     assert taken * (plan.row_programs - 1) < rows <= taken * plan.row_programs
-    assert plan.row_programs * plan.channel_programs <= max(launch.FORWARD_PROGRAMS, plan.channel_programs)
+    assert plan.row_programs * plan.channel_programs <= max(launch.MOST_PROGRAMS, plan.channel_programs)
     assert plan.row_programs <= launch.MERGED_SHARES
-    assert (plan.rows, plan.channels) == (2048 // plan.channels, launch.choose_plan(5, channels, 1).channels)
+    few = launch.choose_plan(5, channels, values)
+    assert (plan.rows, plan.channels) == (few.rows, few.channels)
+    assert plan.rows * plan.channels == launch.WARPS * 32 * values

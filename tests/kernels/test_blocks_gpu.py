@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from mambaseg.kernels import selective_scan
-from mambaseg.kernels.batch_norm_act import batch_norm_act, batch_norm_act_reference
 from mambaseg.kernels.causal_conv1d import causal_conv1d, causal_conv1d_reference, causal_conv1d_update
 from mambaseg.kernels.depthwise_conv2d import depthwise_conv2d, depthwise_conv2d_reference
 from mambaseg.kernels.largest_class import largest_class
@@ -13,19 +12,15 @@ from mambaseg.kernels.rms_scores import rms_scores, rms_scores_reference
 from mambaseg.kernels.selective_state_update import selective_state_update, selective_state_update_reference
 from mambaseg.kernels.softmax_sums import losses_of_sums, softmax_sums, softmax_sums_reference, stacked_softmax_sums
 from tests.kernels.block_cases import (
-    batch_norm_inputs,
-    compare_batch_norm,
     compare_largest_class,
     compare_loss_sums,
     compare_losses_of_sums,
     compare_share_sums,
-    compare_shift_in_half,
     compare_stacked_loss_sums,
     convolution_inputs,
     loss_inputs,
     map_convolution_inputs,
     norm_gate_inputs,
-    running_statistics,
     score_inputs,
     stacked_loss_inputs,
     sums_inputs,
@@ -256,48 +251,6 @@ def test_losses_of_sums(classes):
     compare_losses_of_sums(*sums_inputs(classes, torch.float32, "cuda"), 1e-5)
 
 
-@pytest.mark.parametrize(
-    ("rows", "channels"),
-    [(200704, 16), (50176, 32), (12544, 64), (3136, 128), (784, 256), (100003, 16), (997, 24), (333, 100), (2000, 512),
-     (4097, 1), (5, 3), (600, 9000)],
-)  # fmt: skip
-@pytest.mark.parametrize("dtype", list(PRECISION))
-@pytest.mark.parametrize("slope", [0.01, 1.0])
-@pytest.mark.usefixtures("_poisoned")
-def test_batch_norm(rows, channels, dtype, slope):
-    compare_batch_norm(batch_norm_inputs(rows, channels, dtype, "cuda"), *PRECISION[dtype], slope)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_batch_norm_rounds_a_shift_as_the_rows(dtype):
-    compare_shift_in_half(dtype, "cuda")
-
-
-def test_batch_norm_keeps_accuracy_at_a_large_mean():
-    compare_batch_norm(batch_norm_inputs(100003, 16, torch.float32, "cuda", mean=1e4), 1e-3, 1e-3)
-
-
-def test_batch_norm_of_a_recorded_graph():
-    inputs = batch_norm_inputs(5000, 16, torch.bfloat16, "cuda")
-    running, expected = (running_statistics(16, torch.float32, "cuda") for _ in range(2))
-
-    def run(statistics):
-        out = batch_norm_act(**inputs, slope=0.01, running=statistics)
-        return [out, *torch.autograd.grad(out, list(inputs.values()), torch.ones_like(out))]
-
-    truth = [run(expected) for _ in range(3)][-1]
-    run(running)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        results = run(running)
-    for _ in range(2):
-        graph.replay()
-    assert all(torch.equal(measured, known) for measured, known in zip(results, truth, strict=True))
-    assert torch.equal(running.mean, expected.mean)
-    assert torch.equal(running.variance, expected.variance)
-    assert running.batches == expected.batches == 6
-
-
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_loss_sums_twice_are_bit_equal(memory_format):
     runs = []
@@ -326,10 +279,7 @@ def test_same_call_twice_is_bit_equal():
         convolved = depthwise_conv2d(**map_inputs, activation="silu")
         scores_inputs = score_inputs(4, 56, 56, 4, 96, 4, dtype=torch.float32, device="cuda")
         scored = rms_scores(**scores_inputs)
-        norm_inputs = batch_norm_inputs(100003, 16, torch.float32, "cuda")
-        normalised = batch_norm_act(**norm_inputs, slope=0.01)
         pairs = ((out, inputs), (gated, gate_inputs), (convolved, map_inputs), (scored, scores_inputs))
-        pairs += ((normalised, norm_inputs),)
         runs.append([tensor for out, given in pairs for tensor in (out, *gradients(out, given).values())])
     assert all(torch.equal(first, second) for first, second in zip(*runs, strict=True))
 
@@ -411,24 +361,6 @@ def test_scores_beyond_32_bits():
     assert_close("dvectors", grad[:, -4:], expected, 1e-2)
 
 
-def test_batch_norm_beyond_32_bits():
-    """The same rows again and again have the statistics, and mean gradients, of those rows."""
-    _skip_without_memory(48)
-    channels, times = 64, 2**15 + 3
-    tail = batch_norm_inputs(1024, channels, torch.bfloat16, "cuda")
-    inputs = tail | {"x": tail["x"].detach().repeat(times, 1).requires_grad_()}
-    out = batch_norm_act(**inputs, slope=0.01)
-    exact = in_float64(tail)
-    truth = batch_norm_act_reference(**exact, slope=0.01)
-    assert_close("out", out[-1024:], truth, 1e-2)
-    upstream = torch.randn(1024, channels, device="cuda", dtype=torch.bfloat16)
-    grads = torch.autograd.grad(out, list(inputs.values()), upstream.repeat(times, 1))
-    expected = torch.autograd.grad(truth, list(exact.values()), upstream.double().cpu())
-    assert_close("dx", grads[0][-1024:], expected[0], 1e-2)
-    for name, grad, known in zip(("dweight", "dbias"), grads[1:], expected[1:], strict=True):
-        assert_close(name, grad / times, known, 1e-4)
-
-
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_loss_sums_beyond_32_bits(channels_last):
     """Images, classes and pixels beyond 2^31 elements from the start, of which the last are known."""
@@ -451,7 +383,6 @@ def test_loss_sums_beyond_32_bits(channels_last):
 
 
 def test_new_lengths_compile_nothing():
-    from mambaseg.kernels.batch_norm_act import triton_kernels as batch_norm
     from mambaseg.kernels.causal_conv1d.triton_kernels import causal_conv1d_bwd_kernel, causal_conv1d_fwd_kernel
     from mambaseg.kernels.depthwise_conv2d.triton_kernels import (
         depthwise_conv2d_kernel,
@@ -467,8 +398,6 @@ def test_new_lengths_compile_nothing():
     kernels += (depthwise_conv2d_kernel, depthwise_conv2d_weights_kernel)
     kernels += (softmax_sums_fwd_kernel, softmax_sums_bwd_kernel, largest_class_kernel)
     kernels += (share_sums_kernel, rms_scores_fwd_kernel, rms_scores_bwd_kernel)
-    kernels += (batch_norm.statistics_kernel, batch_norm.merge_statistics_kernel, batch_norm.gradient_sums_kernel)
-    kernels += (batch_norm.batch_norm_act_fwd_kernel, batch_norm.batch_norm_act_bwd_kernel)
 
     def run(length):
         inputs = convolution_inputs(2, 64, length, 4, dtype=torch.float32, device="cuda")
@@ -479,9 +408,6 @@ def test_new_lengths_compile_nothing():
         gradients(depthwise_conv2d(**map_inputs, activation="silu"), map_inputs)
         scores_inputs = score_inputs(2, length, 2 * length, 4, 96, 4, dtype=torch.float32, device="cuda")
         gradients(rms_scores(**scores_inputs), scores_inputs)
-        norm_inputs = batch_norm_inputs(1000 * length, 24, torch.float32, "cuda")
-        statistics = running_statistics(24, torch.float32, "cuda")
-        gradients(batch_norm_act(**norm_inputs, slope=0.01, running=statistics), norm_inputs)
         # Whether images are a multiple of 16 pixels, so that four are loaded at once, is compiled in.
         logits, target = loss_inputs((2, 4, length, 16), torch.float32, "cuda")
         largest_class(logits)
@@ -508,7 +434,6 @@ def test_compiles_with_inductor():
 
 
 def test_opcheck():
-    from mambaseg.kernels.batch_norm_act.op import batch_norm_act_forward, batch_norm_statistics
     from mambaseg.kernels.causal_conv1d.op import causal_conv1d_forward, causal_conv1d_step
     from mambaseg.kernels.depthwise_conv2d.op import depthwise_conv2d_forward
     from mambaseg.kernels.norm_gate.op import norm_gate_forward
@@ -529,12 +454,6 @@ def test_opcheck():
     torch.library.opcheck(norm_gate_forward, (*gate, 1e-5, True, torch.float32))
     scores = score_inputs(2, 3, 4, 2, 5, 3, dtype=torch.float32, device="cuda").values()
     torch.library.opcheck(rms_scores_forward, (*scores, 1e-5))
-    rows, *parameters = batch_norm_inputs(20, 6, torch.float32, "cuda").values()
-    running = running_statistics(6, torch.float32, "cuda")
-    moved = (running.mean, running.variance, running.batches, running.shift)
-    torch.library.opcheck(batch_norm_statistics, (rows.detach(), *moved, 0.1, 1e-5))
-    statistics = (torch.randn(6, device="cuda"), torch.rand(6, device="cuda"))
-    torch.library.opcheck(batch_norm_act_forward, (rows, *statistics, *parameters, 0.01))
     update = update_inputs(2, 6, 3, groups=2, dtype=torch.float32, device="cuda").values()
     torch.library.opcheck(selective_state_step, tuple(update))
     logits, target = loss_inputs((2, 4, 35), torch.float32, "cuda")
@@ -551,7 +470,5 @@ def test_float64_is_refused_with_the_fix():
         softmax_sums(*loss_inputs((1, 4, 5), device="cuda"))
     with pytest.raises(RuntimeError, match="MAMBASEG_SCAN_BACKEND=cpu"):
         losses_of_sums(*sums_inputs(4, device="cuda"), 1e-5)
-    with pytest.raises(RuntimeError, match="MAMBASEG_SCAN_BACKEND=cpu"):
-        batch_norm_act(**batch_norm_inputs(20, 6, device="cuda"))
     with pytest.raises(RuntimeError, match="MAMBASEG_SCAN_BACKEND=cpu"):
         rms_scores(**score_inputs(1, 2, 2, 2, 3, 2, device="cuda"))

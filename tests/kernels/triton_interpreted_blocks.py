@@ -246,9 +246,8 @@ def test_batch_norm(rows, channels, slope):
 
 @pytest.mark.parametrize("programs", [1, 2, 3, 7])
 def test_batch_norm_of_rows_in_few_programs(monkeypatch, programs):
-    for name in ("FORWARD_PROGRAMS", "BACKWARD_PROGRAMS"):
-        monkeypatch.setattr(batch_norm_launch, name, programs)
-    for name, value in (("VALUES", 1), ("MERGED_SHARES", 2)):
+    small = {"MOST_PROGRAMS": programs, "FORWARD_VALUES": 1, "BACKWARD_VALUES": 1, "MERGED_SHARES": 2}
+    for name, value in small.items():
         monkeypatch.setattr(batch_norm_launch, name, value)
     compare_batch_norm(batch_norm_inputs(301, 16, dtype=torch.float32), 1e-5, 1e-4)
 
@@ -269,15 +268,15 @@ def test_batch_norm_of_any_strides():
 
 
 def test_batch_norm_keeps_accuracy_at_a_large_mean(monkeypatch):
-    monkeypatch.setattr(batch_norm_launch, "FORWARD_PROGRAMS", 3)
-    monkeypatch.setattr(batch_norm_launch, "VALUES", 1)
+    monkeypatch.setattr(batch_norm_launch, "MOST_PROGRAMS", 3)
+    monkeypatch.setattr(batch_norm_launch, "FORWARD_VALUES", 1)
     inputs = batch_norm_inputs(500, 8, dtype=torch.float32, mean=1e4)
     compare_batch_norm(inputs, 1e-3, 1e-3)
 
 
 def test_batch_norm_of_rows_whose_first_ones_are_far_off(monkeypatch):
     """Rows of zeros, as an image's margin, before the others: sums around a first block's mean would cancel."""
-    monkeypatch.setattr(batch_norm_launch, "VALUES", 1)
+    monkeypatch.setattr(batch_norm_launch, "FORWARD_VALUES", 1)
     inputs = batch_norm_inputs(500, 8, dtype=torch.float32, mean=1e3)
     inputs["x"].detach()[:100] = 0
     compare_batch_norm(inputs, 1e-5, 1e-3)

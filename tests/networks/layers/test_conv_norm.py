@@ -128,7 +128,9 @@ def test_unet_on_own_kernels_is_the_same_network(launched):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(("autocast", "tolerance"), [(False, 1e-3), (True, 5e-2)])
+@pytest.mark.parametrize(
+    ("autocast", "tolerance"), [(False, 1e-2), (True, 0.2)]
+)  # convolutions round to TF32 or bfloat16
 def test_unet_on_a_gpu_is_near_the_modules_of_torch(monkeypatch, autocast, tolerance):
     torch.manual_seed(0)
     own = create_network("unet", 1, 3, dropout=[0.0] * 5).cuda()
