@@ -3,6 +3,7 @@
 Imports without Triton and without CUDA; which implementation serves a call is decided in ``backend``.
 """
 
+from mambaseg.kernels.batch_norm_act import batch_norm_act
 from mambaseg.kernels.bilinear_doubling import bilinear_doubling
 from mambaseg.kernels.causal_conv1d import causal_conv1d, causal_conv1d_update
 from mambaseg.kernels.cross_scan import cross_merge, cross_scan
@@ -17,6 +18,7 @@ from mambaseg.kernels.ss2d import ss2d
 from mambaseg.kernels.ss3d import ss3d
 
 __all__ = [
+    "batch_norm_act",
     "bilinear_doubling",
     "causal_conv1d",
     "causal_conv1d_update",

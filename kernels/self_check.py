@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mambaseg.kernels.batch_norm_act import batch_norm_act, batch_norm_act_reference
 from mambaseg.kernels.bilinear_doubling import bilinear_doubling, bilinear_doubling_reference
 from mambaseg.kernels.causal_conv1d import causal_conv1d, causal_conv1d_reference
 from mambaseg.kernels.depthwise_conv2d import depthwise_conv2d, depthwise_conv2d_reference
@@ -45,6 +46,9 @@ def operator_errors(device: torch.device) -> dict[str, float]:
             device, merge_norm_gate, merge_norm_gate_reference, [(2, 35, 4, 50), (2, 35, 50), (50,), (50,)]
         ),
         "layer norm": _error(device, layer_norm, layer_norm_reference, [(2, 35, 50), (50,), (50,)]),
+        "batch norm and activation": _error(
+            device, batch_norm_act, batch_norm_act_reference, [(350, 50), (50,), (50,)], slope=0.01
+        ),
         "scores of the head": _error(
             device, rms_scores, rms_scores_reference, [(2, 5, 7, 16, 24), (2, 5, 7, 16, 3), (3,)]
         ),

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mambaseg.kernels import (
+    batch_norm_act,
     bilinear_doubling,
     causal_conv1d,
     causal_conv1d_update,
@@ -19,6 +20,7 @@ from mambaseg.kernels import (
     selective_state_update,
     softmax_sums,
 )
+from mambaseg.kernels.batch_norm_act import batch_norm_act_reference
 from mambaseg.kernels.bilinear_doubling import bilinear_doubling_reference
 from mambaseg.kernels.causal_conv1d import causal_conv1d_reference, causal_conv1d_update_reference
 from mambaseg.kernels.depthwise_conv2d import depthwise_conv2d_reference
@@ -41,7 +43,13 @@ SMALL_MAPS = {
     "full": [(16, 112, 112, 16), (16, 56, 56, 32), (16, 28, 28, 64), (16, 14, 14, 128)],
     "demo": [(2, 7, 7, 16)],
 }
+# (batch, height, width, channels) of the maps that the U-Net normalises
+NORMALISED = {
+    "full": [(16, 224 >> level, 224 >> level, 16 << level) for level in range(5)],
+    "demo": [(2, 8, 8, 16)],
+}
 CLASSES = 4
+SLOPE = 0.01
 SMALL = (2, 37)
 TORCH = "torch"
 TAPS = 4
@@ -68,6 +76,8 @@ def cases(size: str, dtypes: list[str]) -> Iterator[Case]:
             yield head(vectors, dtype)
         for small in SMALL_MAPS[size]:
             yield doubling(small, dtype)
+        for pixels in NORMALISED[size]:
+            yield batch_norm(pixels, dtype)
         for batch, channels in dict.fromkeys((batch, channels) for batch, _, channels in SIZES[size]):
             yield decoding_step("causal_conv1d_update", batch, channels, dtype)
             yield decoding_step("selective_state_update", batch, channels, dtype)
@@ -242,6 +252,28 @@ def doubling(sizes: tuple[int, int, int, int], dtype: str) -> Case:
     providers = {TORCH: Provider(plain), OURS: Provider(bilinear_doubling, f"{kernel} {dtype} {channels}")}
     shape, small = f"{sizes}, S={channels}", (2, 5, 7, channels)
     return Case(kernel, shape, dtype, sizes, small, draw, providers, bilinear_doubling_reference)
+
+
+def batch_norm(sizes: tuple[int, int, int, int], dtype: str) -> Case:
+    """Return the batch norm in training and the LeakyReLU behind a convolution."""
+
+    def draw(sizes: tuple[int, ...], kind: torch.dtype, device: str) -> list[Tensor]:
+        return [torch.randn(*sizes, device=device).to(kind), *_scale_and_shift(sizes[-1], device)]
+
+    def plain(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """Normalise and activate a map, as the two modules do."""
+        normalised = F.batch_norm(x.permute(0, 3, 1, 2), None, None, weight, bias, training=True)
+        return F.leaky_relu_(normalised, SLOPE).permute(0, 2, 3, 1)
+
+    def ours(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return batch_norm_act(x.flatten(0, 2), weight, bias, slope=SLOPE).view(x.shape)
+
+    def reference(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return batch_norm_act_reference(x.flatten(0, 2), weight, bias, slope=SLOPE).view(x.shape)
+
+    kernel = "batch_norm_act"
+    providers = {TORCH: Provider(plain), OURS: Provider(ours, f"{kernel} {dtype} {sizes[-1]}")}
+    return Case(kernel, str(sizes), dtype, sizes, (2, 5, 7, sizes[-1]), draw, providers, reference)
 
 
 def decoding_step(kernel: str, batch: int, channels: int, dtype: str) -> Case:

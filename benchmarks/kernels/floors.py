@@ -187,6 +187,14 @@ def bilinear_doubling(
     return Work(batch * height * width * values * size)
 
 
+def batch_norm_act(mode: str, size: int, batch: int, height: int, width: int, channels: int) -> Work:
+    """Count batch norm and LeakyReLU of a map (B, H, W, C) in training: x and y forward, x, dy and dx backward.
+
+    The second reading of x, and of dy, may come from a cache.
+    """
+    return Work((3 if mode == "backward" else 2) * batch * height * width * channels * size)
+
+
 def causal_conv1d_update(mode: str, size: int, batch: int, _steps: int, channels: int) -> Work:
     """Count one step of the convolution, four taps: its state read and written, x and y; exp and division."""
     return Work(batch * channels * (2 * 4 + 2) * size, 2 * batch * channels)
@@ -208,6 +216,7 @@ COUNTS: dict[str, Callable[..., Work]] = {
     "softmax_sums": softmax_sums,
     "rms_scores": rms_scores,
     "bilinear_doubling": bilinear_doubling,
+    "batch_norm_act": batch_norm_act,
     "causal_conv1d_update": causal_conv1d_update,
     "selective_state_update": selective_state_update,
 }

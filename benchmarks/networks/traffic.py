@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 from mambaseg.networks import create_network
 from mambaseg.networks.cost import EXAMPLES
-from mambaseg.networks.layers import layer_norm, ss2d
+from mambaseg.networks.layers import conv_norm, layer_norm, ss2d
 from mambaseg.networks.register import TASKS
 
 COUNTED_SIZE, SIZE = 128, 224
@@ -96,7 +96,7 @@ def main() -> None:
     parser.add_argument("names", nargs="+", metavar="NETWORK")
     parser.add_argument("--training", action="store_true", help="a forward and backward pass instead of a forward pass")
     arguments = parser.parse_args()
-    for module in (layer_norm, ss2d):
+    for module in (conv_norm, layer_norm, ss2d):
         module.on_own_kernels = lambda _: True  # type: ignore[attr-defined]
     for name in arguments.names:
         two, four = (count(name, batch, arguments.training) for batch in (2, 4))

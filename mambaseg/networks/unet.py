@@ -34,9 +34,8 @@ class ConvBlock(Block):
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, out_channels, H, W) of ``x`` (B, in_channels, H, W)."""
         first, first_norm, activation, dropout, second, second_norm, last_activation = self.conv_conv
-        x = dropout(activation(convolve_and_normalise(x, first, first_norm)))
-        out: Tensor = last_activation(convolve_and_normalise(x, second, second_norm))
-        return out
+        x = dropout(convolve_and_normalise(x, first, first_norm, activation))
+        return convolve_and_normalise(x, second, second_norm, last_activation)
 
 
 class DownBlock(nn.Module):

@@ -74,6 +74,13 @@ def test_bytes_of_the_doubling(floors):
     assert [work.moved for work in passes] == [2 * pixels * 16 * (1 + 4 + 8), 2 * pixels * 16 * 5]
 
 
+def test_bytes_of_batch_norm(floors):
+    passes = [
+        floors.work("batch_norm_act", mode, "bf16", "(16, 224, 224, 16)") for mode in ("forward_saving", "backward")
+    ]
+    assert [work.moved for work in passes] == [16 * 224 * 224 * 16 * 2 * count for count in (2, 3)]
+
+
 def test_bench_appends_rows_and_says_what_it_did_not_reach(folder, tmp_path):
     output = tmp_path / "rows.csv"
     shared = (folder / "bench.py", "--device", "cpu", "--dtypes", "fp32", "--repeats", 2, "--output", output)

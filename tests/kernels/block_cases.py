@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from mambaseg.kernels.accumulation import state_dtype
+from mambaseg.kernels.batch_norm_act import RunningStatistics, batch_norm_act, batch_norm_act_reference
 from mambaseg.kernels.largest_class import largest_class
 from mambaseg.kernels.softmax_sums import (
     losses_of_sums,
@@ -14,7 +15,7 @@ from mambaseg.kernels.softmax_sums import (
     softmax_sums_reference,
     stacked_softmax_sums,
 )
-from tests.kernels.scan_cases import assert_close
+from tests.kernels.scan_cases import assert_close, gradients, in_float64
 
 
 def _draw(seed: int, device: str) -> Any:
@@ -166,6 +167,68 @@ def doubling_inputs(
         wider = draw(batch, 2 * height, 2 * width, 2 * skip_channels, dtype=dtype)
         inputs["skip"] = wider[..., :skip_channels]
     return {name: value.requires_grad_(requires_grad) for name, value in inputs.items()}
+
+
+def batch_norm_inputs(
+    rows: int,
+    channels: int,
+    dtype: torch.dtype = torch.float64,
+    device: str = "cpu",
+    mean: float = 0.5,
+    requires_grad: bool = True,
+) -> dict[str, Tensor]:
+    """Draw the tensors of ``batch_norm_act``; parameters are never half, and most weights are negative."""
+    draw = _draw(rows * 1000 + channels, device)
+    wide = torch.promote_types(dtype, torch.float32)
+    inputs = {
+        "x": draw(rows, channels, dtype=dtype) * 2 + mean,
+        "weight": draw(channels, dtype=wide) - 0.5,
+        "bias": draw(channels, dtype=wide),
+    }
+    return {name: value.detach().requires_grad_(requires_grad) for name, value in inputs.items()}
+
+
+def running_statistics(channels: int, dtype: torch.dtype = torch.float64, device: str = "cpu") -> RunningStatistics:
+    """Draw running statistics as after three batches, and a shift of the same type, which half types hold exactly."""
+    draw = _draw(channels, device)
+    mean, variance = (draw(channels, dtype=dtype) for _ in range(2))
+    shift = draw(channels, dtype=torch.bfloat16).to(dtype)
+    return RunningStatistics(mean, variance.square(), torch.tensor(3, device=device), 0.3, shift)
+
+
+def compare_batch_norm(
+    inputs: dict[str, Tensor], tolerance: float, gradient_tolerance: float, slope: float = 0.01
+) -> None:
+    """Demand of ``batch_norm_act`` values, gradients and running statistics of the reference in float64."""
+    x, channels = inputs["x"], inputs["x"].shape[1]
+    moved = running_statistics(channels, inputs["weight"].dtype, x.device.type)
+    given = (moved.mean, moved.variance, moved.batches, moved.shift)
+    mean, variance, batches, shift = (value.to("cpu", torch.float64, copy=True) for value in given)
+    truly_moved = RunningStatistics(mean, variance, batches, moved.momentum, shift)
+    truth_inputs = in_float64(inputs)
+    out = batch_norm_act(**inputs, slope=slope, running=moved)
+    truth = batch_norm_act_reference(**truth_inputs, slope=slope, running=truly_moved)
+    assert out.dtype == x.dtype
+    assert out.is_contiguous()
+    assert_close("out", out, truth, tolerance)
+    # Statistics are float32 at least, so buffers know nothing of the rounding of half results.
+    of_buffers = tolerance if x.dtype == moved.mean.dtype else 1e-5
+    assert_close("running mean", moved.mean, truly_moved.mean, of_buffers)
+    assert_close("running variance", moved.variance, truly_moved.variance, of_buffers)
+    assert moved.batches == 4
+    expected = gradients(truth, truth_inputs)
+    for name, grad in gradients(out, inputs).items():
+        assert grad.dtype == inputs[name].dtype
+        assert_close(f"d{name}", grad, expected[name], gradient_tolerance)
+
+
+def compare_shift_in_half(dtype: torch.dtype, device: str = "cpu") -> None:
+    """Demand of running means a shift as rows of a half type would have taken it."""
+    x, weight, bias = batch_norm_inputs(20, 3, dtype, device, requires_grad=False).values()
+    shift = torch.tensor([1.006, -0.3333, 100.4], device=device)
+    running = RunningStatistics(*torch.zeros(2, 3, device=device), torch.tensor(0, device=device), 1.0, shift)
+    batch_norm_act(torch.zeros_like(x), weight, bias, running=running)
+    assert torch.equal(running.mean, shift.to(dtype).float())
 
 
 def loss_inputs(

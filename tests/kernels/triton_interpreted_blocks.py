@@ -3,10 +3,14 @@
 The interpreter has to be chosen before Triton is imported, and serves CPU tensors.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from mambaseg.kernels import share_sums as share_sums_host
+from mambaseg.kernels.batch_norm_act import batch_norm_act
+from mambaseg.kernels.batch_norm_act import triton_launch as batch_norm_launch
 from mambaseg.kernels.bilinear_doubling import bilinear_doubling, bilinear_doubling_reference
 from mambaseg.kernels.bilinear_doubling import triton_launch as doubling_launch
 from mambaseg.kernels.causal_conv1d import (
@@ -29,16 +33,20 @@ from mambaseg.kernels.selective_state_update import triton_launch as update_laun
 from mambaseg.kernels.softmax_sums import losses_of_sums, softmax_sums
 from mambaseg.kernels.softmax_sums import triton_launch as softmax_sums_launch
 from tests.kernels.block_cases import (
+    batch_norm_inputs,
+    compare_batch_norm,
     compare_largest_class,
     compare_loss_sums,
     compare_losses_of_sums,
     compare_share_sums,
+    compare_shift_in_half,
     compare_stacked_loss_sums,
     convolution_inputs,
     doubling_inputs,
     loss_inputs,
     map_convolution_inputs,
     norm_gate_inputs,
+    running_statistics,
     score_inputs,
     stacked_loss_inputs,
     sums_inputs,
@@ -56,6 +64,7 @@ def _count_launches(monkeypatch):
         return lambda *arguments: launches.append(1) or function(*arguments)
 
     for module, name in (
+        (batch_norm_launch, "forward"),
         (convolution_launch, "forward"),
         (convolution_launch, "update"),
         (map_convolution_launch, "forward"),
@@ -228,6 +237,64 @@ def test_norm_gate_of_any_strides():
     inputs["y"] = inputs["y"].detach().permute(2, 1, 0, 3).contiguous().permute(2, 1, 0, 3).requires_grad_()
     inputs["z"] = inputs["z"].detach().transpose(0, 2).contiguous().transpose(0, 2).requires_grad_()
     _compare(merge_norm_gate, merge_norm_gate_reference, inputs, 1e-5)
+
+
+@pytest.mark.parametrize(("rows", "channels"), [(2, 3), (37, 1), (300, 5), (150, 24), (70, 16), (33, 130)])
+@pytest.mark.parametrize("slope", [0.01, 1.0])
+@pytest.mark.usefixtures("_poisoned")
+def test_batch_norm(rows, channels, slope):
+    inputs = batch_norm_inputs(rows, channels, dtype=torch.float32)
+    # Of two rows, normalised to -1 and 1, the gradient nearly vanishes.
+    compare_batch_norm(inputs, 1e-5, 1e-4 if rows > 2 else 1e-1, slope)
+
+
+@pytest.mark.parametrize("programs", [1, 2, 3, 7])
+def test_batch_norm_of_rows_in_few_programs(monkeypatch, programs):
+    small = {"MOST_PROGRAMS": programs, "FORWARD_VALUES": 1, "BACKWARD_VALUES": 1, "MERGED_SHARES": 2}
+    for name, value in small.items():
+        monkeypatch.setattr(batch_norm_launch, name, value)
+    compare_batch_norm(batch_norm_inputs(301, 16, dtype=torch.float32), 1e-5, 1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_batch_norm_of_half_rows(dtype):
+    compare_batch_norm(batch_norm_inputs(200, 24, dtype=dtype), 1e-2, 1e-2)
+
+
+def test_batch_norm_rounds_a_shift_as_the_rows():
+    compare_shift_in_half(torch.float16)  # the interpreter cuts what it casts to bfloat16 off
+
+
+def test_batch_norm_of_any_strides():
+    inputs = batch_norm_inputs(60, 10, dtype=torch.float32)
+    inputs["x"] = inputs["x"].detach().t().contiguous().t().requires_grad_()
+    compare_batch_norm(inputs, 1e-5, 1e-4)
+
+
+def test_batch_norm_keeps_accuracy_at_a_large_mean(monkeypatch):
+    monkeypatch.setattr(batch_norm_launch, "MOST_PROGRAMS", 3)
+    monkeypatch.setattr(batch_norm_launch, "FORWARD_VALUES", 1)
+    inputs = batch_norm_inputs(500, 8, dtype=torch.float32, mean=1e4)
+    compare_batch_norm(inputs, 1e-3, 1e-3)
+
+
+def test_batch_norm_of_rows_whose_first_ones_are_far_off(monkeypatch):
+    """Rows of zeros, as an image's margin, before the others: sums around a first block's mean would cancel."""
+    monkeypatch.setattr(batch_norm_launch, "FORWARD_VALUES", 1)
+    inputs = batch_norm_inputs(500, 8, dtype=torch.float32, mean=1e3)
+    inputs["x"].detach()[:100] = 0
+    compare_batch_norm(inputs, 1e-5, 1e-3)
+
+
+def test_batch_norm_without_running_statistics_and_without_a_shift():
+    inputs = batch_norm_inputs(50, 6, dtype=torch.float32)
+    running = running_statistics(6, torch.float32)
+    expected = batch_norm_act(**inputs, running=running)
+    assert torch.equal(batch_norm_act(**inputs), expected)
+    unshifted = replace(running_statistics(6, torch.float32), shift=None)
+    batch_norm_act(**inputs, running=unshifted)
+    assert torch.equal(unshifted.variance, running.variance)
+    torch.testing.assert_close(unshifted.mean + 0.3 * running.shift, running.mean)
 
 
 @pytest.mark.parametrize(
