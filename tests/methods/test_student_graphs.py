@@ -139,6 +139,14 @@ def test_students_recorded_together_learn_what_they_learn_alone(pretended_gpu: N
         assert outputs["recorded"][name][0].shape == outputs["plain"][name][0].shape
 
 
+def test_a_frozen_student_runs_beside_one_that_learns(pretended_gpu: None) -> None:
+    networks = {"frozen": small("unet").train().requires_grad_(False), "learning": small("mamba_unet").train()}
+    outputs = StudentGraphs(networks)(torch.randn(2, 1, SIZE, SIZE))
+    torch.stack([logits.square().mean() for logits, _ in outputs.values()]).sum().backward()
+    assert all(parameter.grad is None for parameter in networks["frozen"].parameters())
+    assert_learns(networks["learning"])
+
+
 @pytest.mark.gpu
 def test_two_calls_of_a_step_keep_their_outputs_apart() -> None:
     networks = students("unet", "mamba_unet")

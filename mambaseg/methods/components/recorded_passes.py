@@ -201,15 +201,15 @@ class _Network:
 
     def forward(self) -> None:
         self.outputs = functional_call(self.run, self.trained, (self.image,))
-        self.grad_outputs = [torch.zeros_like(output) for output in self.outputs] if self.trained else []
+        self.grad_outputs = [torch.zeros_like(output) for output in self.outputs] if torch.is_grad_enabled() else []
 
     def backward(self) -> None:
-        self.grads = list(_gradients(self.outputs, list(self.trained.values()), self.grad_outputs))
+        if self.trained:
+            self.grads = list(_gradients(self.outputs, list(self.trained.values()), self.grad_outputs))
 
     def run_once(self) -> None:
         self.forward()
-        if self.trained:
-            self.backward()
+        self.backward()
         self.release()
 
     def forget_history(self) -> None:
