@@ -8,7 +8,9 @@ DEAD_WORKER = re.compile(r"DataLoader worker \(pid.*(killed by signal|exited une
 NO_SHARED_MEMORY = re.compile(
     r"unable to (write to|open|allocate|mmap|resize).*(torch_|shared memory|/dev/shm)|Bus error", re.DOTALL
 )
-NO_RECORDING = re.compile(r"CUDA graph capture|stream is capturing|during capture|capturing blocking stream")
+NO_RECORDING = re.compile(
+    r"CUDA graph capture|stream is capturing|during capture|capturing blocking stream|capturing stream has unjoined"
+)
 
 
 def lost_worker(error: BaseException) -> str | None:

@@ -34,5 +34,12 @@ def test_full_memory_while_recording_is_full_memory() -> None:
     assert "memory is full (Tried to allocate 2 GiB)" in told
 
 
+def test_streams_that_an_error_left_apart_do_not_hide_it() -> None:
+    unjoined = RuntimeError("CUDA error: capturing stream has unjoined work\nmore")
+    told = explain_fault(chained(torch.OutOfMemoryError("Tried to allocate 2 GiB. More"), unjoined))
+    assert told is not None
+    assert "memory is full (Tried to allocate 2 GiB)" in told
+
+
 def test_other_errors_keep_their_traceback() -> None:
     assert explain_fault(RuntimeError("shapes do not fit")) is None

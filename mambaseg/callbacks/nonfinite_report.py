@@ -36,11 +36,11 @@ def describe_nonfinite(module: pl.LightningModule, batch: Any, batch_idx: int) -
     if not hasattr(module, "training_outputs") or not hasattr(module, "training_losses"):
         return "Where it began is unknown for this kind of module."
     method = cast(Any, module)
-    method.on_train_batch_start(batch, batch_idx)
     found: list[str] = []
     handles = [part.register_forward_hook(_watch(name, found)) for name, part in module.named_modules() if name]
     try:
         with torch.no_grad(), method.plain_passes(), own_samples_alone():
+            method.on_train_batch_start(batch, batch_idx)
             outputs = method.training_outputs(batch)
             terms = {} if found else method.training_losses(batch, outputs)
     finally:

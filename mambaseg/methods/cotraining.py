@@ -199,12 +199,13 @@ class CoTrainingModule(L.LightningModule, ABC):
 
     @contextlib.contextmanager
     def plain_passes(self) -> Iterator[None]:
-        """Run the students without CUDA graphs meanwhile: hooks on their modules are called."""
-        graphs, self._graphs = self._graphs, None
+        """Run the students without CUDA graphs meanwhile, in this process alone: hooks on their modules are called."""
+        kept = self._graphs, self._replicas
+        self._graphs = self._replicas = None
         try:
             yield
         finally:
-            self._graphs = graphs
+            self._graphs, self._replicas = kept
 
     def teaching_outputs(self, batch: Batch, outputs: dict[str, StudentOutput]) -> dict[str, StudentOutput]:
         """Return the outputs that students teach each other with: those on the weak view where there are two.

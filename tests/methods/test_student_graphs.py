@@ -117,6 +117,31 @@ def test_recording_leaves_random_states_and_buffers_alone() -> None:
         torch.testing.assert_close(value, before[key], rtol=0, atol=0)
 
 
+def test_streams_are_joined_after_an_error_too(pretended_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[object] = []
+
+    def stream(*_: object) -> Any:
+        made = SimpleNamespace()
+        made.wait_stream = lambda other: waits.append((made, other))
+        return made
+
+    main = stream()
+    monkeypatch.setattr(torch.cuda, "Stream", stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: main)
+    graphs = StudentGraphs({name: small(name).train() for name in ("unet", "mamba_unet")})
+    graphs(torch.randn(1, 1, SIZE, SIZE))
+    (recorded,) = graphs._passes.values()
+    waits.clear()
+
+    def fail(network: object) -> None:
+        raise MemoryError("full")
+
+    with pytest.raises(MemoryError, match="full"):
+        recorded._side_by_side(fail)
+    forked = graphs._streams["unet"]
+    assert waits == [(forked, main), (main, forked)]
+
+
 @pytest.mark.parametrize("gathered", [False, True])
 def test_students_recorded_together_learn_what_they_learn_alone(pretended_gpu: None, gathered: bool) -> None:
     networks = {name: small(name).train() for name in ("unet", "mamba_unet")}

@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 
+from mambaseg.callbacks.nonfinite_report import describe_nonfinite
 from mambaseg.errors import InputError
 from mambaseg.lightning_cli import build
 from mambaseg.methods.components.optimizers import StudentConfig
@@ -151,6 +152,29 @@ class Graphs:
 
     def release(self):
         self.releases += 1
+
+
+class Silent:
+    """Copies in other processes that must not be spoken to."""
+
+    def start_step(self, takes_over):
+        raise AssertionError("a message was sent")
+
+
+def test_the_search_for_what_is_not_finite_speaks_to_no_other_process(tmp_path, monkeypatch):
+    cli = build(experiment(1), tmp_path / "test.yaml", tmp_path, track=False)
+    told = []
+
+    def training_step(batch, batch_idx):
+        silent = cli.model._replicas = Silent()
+        told.append(describe_nonfinite(cli.model, batch, batch_idx))
+        assert cli.model._replicas is silent
+        cli.model._replicas = None
+        return type(cli.model).training_step(cli.model, batch, batch_idx)
+
+    monkeypatch.setattr(cli.model, "training_step", training_step)
+    cli.trainer.fit(cli.model, datamodule=cli.datamodule)
+    assert [text.partition(";")[0] for text in told] == ["Every module's output is finite"]
 
 
 @pytest.mark.parametrize("error", [None, RuntimeError("out of memory"), KeyboardInterrupt(), SystemExit(143)])

@@ -64,20 +64,28 @@ def longest_first(runs: Mapping[str, Pass], image: Tensor) -> list[str]:
     """
     stream = torch.cuda.Stream(image.device)  # type: ignore[no-untyped-call]
     networks = {name: _Network(run, stream, image) for name, run in runs.items()}
-    seconds = {}
-    with _unchanged(runs.values(), image.device), torch.cuda.stream(stream):
-        with compiling_together():
-            for network in networks.values():
-                network.run_once()
-        for name, network in networks.items():
-            torch.cuda.synchronize()
-            begin = time.perf_counter()
-            network.run_once()
-            torch.cuda.synchronize()
-            seconds[name] = time.perf_counter() - begin
-    # What was recorded later could not take the memory of this stream's passes.
+    with _unchanged(runs.values(), image.device):
+        # Only once what the passes change has been copied.
+        stream.wait_stream(torch.cuda.current_stream(image.device))
+        with torch.cuda.stream(stream):
+            seconds = _seconds_alone(networks)
+    # What is recorded next could not take the memory of this stream's passes.
     torch.cuda.empty_cache()
     return sorted(seconds, key=lambda name: -seconds[name])
+
+
+def _seconds_alone(networks: "Mapping[str, _Network]") -> dict[str, float]:
+    with compiling_together():
+        for network in networks.values():
+            network.run_once()
+    seconds = {}
+    for name, network in networks.items():
+        torch.cuda.synchronize()
+        begin = time.perf_counter()
+        network.run_once()
+        torch.cuda.synchronize()
+        seconds[name] = time.perf_counter() - begin
+    return seconds
 
 
 class RecordedPasses:
@@ -163,12 +171,17 @@ class RecordedPasses:
     def _side_by_side(self, work: "Callable[[_Network], None]") -> None:
         """Do something with each network on its stream, after what the current stream has to do and before its next."""
         main = torch.cuda.current_stream(self.image.device)
-        for network in self.networks.values():
-            network.stream.wait_stream(main)
-            with torch.cuda.stream(network.stream):
-                work(network)
-        for network in self.networks.values():
-            main.wait_stream(network.stream)
+        forked: list[torch.cuda.Stream] = []
+        try:
+            for network in self.networks.values():
+                network.stream.wait_stream(main)
+                forked.append(network.stream)
+                with torch.cuda.stream(network.stream):
+                    work(network)
+        finally:
+            # Also after an error: a recording cannot be ended while a stream of it is apart.
+            for stream in forked:
+                main.wait_stream(stream)
 
     def _gather(self) -> None:
         made = [(grad, p) for grad, p in zip(self.grads, self.parameters, strict=True) if grad is not None]
