@@ -23,3 +23,9 @@ def autocast_dtype(device: str) -> torch.dtype | None:
     if device == "meta" or not torch.is_autocast_enabled(device):
         return None
     return torch.get_autocast_dtype(device)
+
+
+def product_dtype(x: Tensor) -> torch.dtype:
+    """Return the type of a product with ``x``: its own, or autocast's, which leaves float64 alone."""
+    half = autocast_dtype(x.device.type)
+    return x.dtype if half is None or x.dtype == torch.float64 else half

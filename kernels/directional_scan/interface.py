@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from mambaseg.kernels import backend
-from mambaseg.kernels.accumulation import autocast_dtype
+from mambaseg.kernels.accumulation import product_dtype
 from mambaseg.kernels.directional_scan.op import directional_scan_forward
 from mambaseg.kernels.directional_scan.reference import directional_scan_reference
 
@@ -45,7 +45,7 @@ def directional_scan(
     if backend.forced_backend() == "reference":
         return directional_scan_reference(pixels, *parameters, order, map_height)
     save = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (pixels, *parameters))
-    dtype = _projection_dtype(pixels)
+    dtype = product_dtype(pixels)
     out: Tensor = directional_scan_forward(pixels, *parameters, order, map_height, dtype, save)[0]
     return out
 
@@ -84,9 +84,3 @@ def check_shapes(
                 f"{operator}: {name} has shape {tuple(tensor.shape)} where {shape} is needed for {directions} "
                 f"directions and an input with E={channels}"
             )
-
-
-def _projection_dtype(pixels: Tensor) -> torch.dtype:
-    """Return the type of a product with ``pixels``: theirs, or autocast's, which leaves float64 alone."""
-    half = autocast_dtype(pixels.device.type)
-    return pixels.dtype if half is None or pixels.dtype == torch.float64 else half

@@ -116,8 +116,7 @@ class RecordedPasses:
         self.gathered: list[Tensor] = []
         with record(self.forward_graph):
             self._side_by_side(_Network.forward)
-        self.is_trained = any(network.trained for network in self.networks.values())
-        if self.is_trained:
+        if self.parameters:
             with record(self.backward_graph):
                 self._side_by_side(_Network.backward)
                 if gathered:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mambaseg.kernels.accumulation import autocast_dtype
 from mambaseg.methods.components.recorded_passes import Output, Pass, RecordedPasses, longest_first
 from mambaseg.networks import SegmentationNetwork
 
@@ -82,7 +83,7 @@ class StudentGraphs:
     def _recorded(self, image: Tensor) -> RecordedPasses | None:
         if not self._recordable:
             return None
-        autocast = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
+        autocast = autocast_dtype("cuda")
         # Frozen or thawed layers make other passes, which know whose gradients they have.
         parameters = [p for network in self._recordable.values() for p in network.parameters()]
         trainable = tuple(p.requires_grad for p in parameters) if torch.is_grad_enabled() else ()

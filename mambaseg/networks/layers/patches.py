@@ -22,7 +22,6 @@ class PatchEmbed(nn.Module):
 
     def __init__(self, in_channels: int, dim: int, patch: int = 4) -> None:
         super().__init__()
-        self.patch = patch
         self.proj = nn.Conv2d(in_channels, dim, kernel_size=patch, stride=patch)
         self.norm = LayerNorm(dim, into_product=False)
 
@@ -36,8 +35,9 @@ class PatchEmbed(nn.Module):
             convolved: Tensor = self.proj(x)
             return convolved.permute(0, 2, 3, 1)
         # cuDNN's convolution of few channels costs several times what a product of patches does, above all backward.
-        inside = x[..., : x.shape[2] // self.patch * self.patch, : x.shape[3] // self.patch * self.patch]
-        patches = rearrange(inside, "b c (h p) (w q) -> b h w (c p q)", p=self.patch, q=self.patch)
+        side = self.proj.kernel_size[0]
+        inside = x[..., : x.shape[2] // side * side, : x.shape[3] // side * side]
+        patches = rearrange(inside, "b c (h p) (w q) -> b h w (c p q)", p=side, q=side)
         return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
 
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mambaseg.kernels.accumulation import autocast_dtype
+from mambaseg.kernels.accumulation import product_dtype
 
 
 def project_in_halves(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -23,8 +23,7 @@ def project_in_halves(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         (..., E) and (..., E), of autocast's type where that is on.
     """
-    half = autocast_dtype(x.device.type)
-    dtype = x.dtype if half is None or x.dtype == torch.float64 else half
+    dtype = product_dtype(x)
     halves = _Halves.apply(x.to(dtype), weight.to(dtype))  # type: ignore[no-untyped-call]
     return cast(tuple[Tensor, Tensor], halves)
 
