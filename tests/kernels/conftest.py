@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from tests.kernels.scan_cases import poison_allocations
+
 
 @pytest.fixture
 def no_tf32():
@@ -11,3 +13,8 @@ def no_tf32():
     before, matmul.allow_tf32 = matmul.allow_tf32, False
     yield
     matmul.allow_tf32 = before
+
+
+@pytest.fixture
+def _poisoned(monkeypatch):
+    poison_allocations(monkeypatch)

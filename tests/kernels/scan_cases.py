@@ -7,6 +7,9 @@ from torch import Tensor
 
 from mambaseg.kernels.directional_scan import directional_scan, directional_scan_reference
 
+PRECISION = {torch.float32: (1e-5, 1e-4), torch.bfloat16: (1e-2, 1e-2), torch.float16: (2e-3, 5e-3)}
+"""Errors of values and of gradients that a GPU's kernels may have, by type."""
+
 
 def relative_rms(actual: Tensor, expected: Tensor) -> float:
     """Return the RMS of the error relative to the RMS of what is expected, in float64."""

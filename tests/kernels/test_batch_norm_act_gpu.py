@@ -11,18 +11,12 @@ from tests.kernels.block_cases import (
     compare_shift_in_half,
     running_statistics,
 )
-from tests.kernels.scan_cases import assert_close, gradients, in_float64, poison_allocations
+from tests.kernels.scan_cases import PRECISION, assert_close, gradients, in_float64
 
 pytestmark = pytest.mark.gpu
 
-PRECISION = {torch.float32: (1e-5, 1e-4), torch.bfloat16: (1e-2, 1e-2), torch.float16: (2e-3, 5e-3)}
 LEVELS = [(200704, 16), (50176, 32), (12544, 64), (3136, 128), (784, 256)]
 ODD = [(100003, 16), (997, 24), (333, 100), (2000, 512), (4097, 1), (5, 3), (600, 9000)]
-
-
-@pytest.fixture
-def _poisoned(monkeypatch):
-    poison_allocations(monkeypatch)
 
 
 @pytest.mark.parametrize(("rows", "channels"), LEVELS + ODD)

@@ -6,11 +6,10 @@ import torch
 from mambaseg.kernels import selective_scan, ss2d
 from mambaseg.kernels.selective_scan import selective_scan_reference
 from mambaseg.kernels.ss2d import ss2d_reference
-from tests.kernels.scan_cases import assert_close, gradients, in_float64, map_inputs, scan_inputs
+from tests.kernels.scan_cases import PRECISION, assert_close, gradients, in_float64, map_inputs, scan_inputs
 
 pytestmark = pytest.mark.gpu
 
-PRECISION = {torch.float32: (1e-5, 1e-4), torch.bfloat16: (1e-2, 1e-2), torch.float16: (2e-3, 5e-3)}
 STAGES = [(2, 4 * 192, 3136), (2, 4 * 384, 784), (2, 4 * 768, 196), (2, 4 * 1536, 49), (1, 4 * 192, 16384)]
 
 

@@ -52,7 +52,7 @@ from tests.kernels.block_cases import (
     sums_inputs,
     update_inputs,
 )
-from tests.kernels.scan_cases import assert_close, gradients, in_float64, poison_allocations
+from tests.kernels.scan_cases import assert_close, gradients, in_float64
 
 
 @pytest.fixture(autouse=True)
@@ -80,11 +80,6 @@ def _count_launches(monkeypatch):
         monkeypatch.setattr(module, name, counted(getattr(module, name)))
     yield
     assert launches
-
-
-@pytest.fixture
-def _poisoned(monkeypatch):
-    poison_allocations(monkeypatch)
 
 
 def _compare(operator, reference, inputs, tolerance, **options):

@@ -15,15 +15,9 @@ from tests.kernels.scan_cases import (
     compare_directional_scans,
     directional_inputs,
     gradients,
-    poison_allocations,
 )
 
 ORDER = torch.tensor([[3, 1, 0, 2, 4, 5, 6], [6, 5, 4, 3, 2, 1, 0]], dtype=torch.int32)
-
-
-@pytest.fixture
-def _poisoned(monkeypatch):
-    poison_allocations(monkeypatch)
 
 
 @pytest.mark.usefixtures("_poisoned")
