@@ -10,11 +10,14 @@ file holds a row a kernel: name, begin and length in nanoseconds, stream. Stream
 import argparse
 import gzip
 import json
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from mambaseg.errors import InputError
 
 WARM_UP_STEPS = 30
 NAME_LENGTH = 150
@@ -34,13 +37,26 @@ class Kernel(NamedTuple):
         return self.begin + self.length
 
 
-def main() -> None:
+def main() -> int:
     """Run from the command line."""
     arguments = parse()
+    try:
+        run(arguments)
+    except (InputError, OSError) as error:
+        print(f"trace.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Trace, or print kernels of a file.
+
+    Raises:
+        InputError: The file holds no trace, there is no such experiment, or no GPU.
+        OSError: A file cannot be read or written.
+    """
     if arguments.read:
-        with gzip.open(arguments.read, "rt", encoding="utf-8") as file:
-            kernels = [Kernel(*row) for row in json.load(file)]
-        for kernel in selected(kernels, arguments):
+        for kernel in selected(read(arguments.read), arguments):
             print(f"{kernel.begin / 1e6:9.3f} ms {kernel.length / 1e3:8.1f} us  {kernel.stream:4}  {kernel.name}")
         return
     kernels = trace(arguments.experiment, arguments.set, arguments.steps)
@@ -71,11 +87,24 @@ def parse() -> argparse.Namespace:
     return arguments
 
 
+def read(path: Path) -> list[Kernel]:
+    """Return the kernels of a file.
+
+    Raises:
+        InputError: It holds no trace.
+    """
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            return [Kernel(*row) for row in json.load(file)]
+    except (gzip.BadGzipFile, EOFError, UnicodeDecodeError, json.JSONDecodeError, TypeError) as error:
+        raise InputError(f"{path} holds no trace ({error}): give a file that --output wrote.") from error
+
+
 def trace(experiment: str, settings: Sequence[str], steps: int) -> list[Kernel]:
     """Train on one batch and return the kernels of so many steps, in order.
 
     Raises:
-        RuntimeError: There is no GPU.
+        InputError: There is no such experiment, or no GPU.
     """
     import torch
     from torch.profiler import ProfilerActivity, profile
@@ -85,10 +114,10 @@ def trace(experiment: str, settings: Sequence[str], steps: int) -> list[Kernel]:
     from mambaseg.lightning_cli import build
     from mambaseg.step_benchmark import TrainingStep
 
-    if not torch.cuda.is_available():
-        raise RuntimeError("trace.py needs a GPU; on a CPU, mambaseg bench step --profile shows the operators.")
     path = find_experiment(experiment)
     config, _ = choose_arm(load_experiment(path, settings), path.stem, None)
+    if not torch.cuda.is_available():
+        raise InputError("there is no GPU here; on a CPU, mambaseg bench step --profile shows the operators.")
     config = merge(config, {"trainer": {"devices": 1, "strategy": "auto", "num_nodes": 1}})
     with tempfile.TemporaryDirectory() as folder:
         step = TrainingStep(build(config, path, Path(folder), track=False))
@@ -143,4 +172,4 @@ def summary(kernels: Sequence[Kernel], steps: int, names: int = 20) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

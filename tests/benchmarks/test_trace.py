@@ -3,6 +3,7 @@
 import gzip
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 
@@ -62,3 +63,23 @@ def test_without_experiment_or_file_it_says_what_it_needs(repository):
     refused = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
     assert refused.returncode == 2
     assert "name an experiment" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["demoo"], "Did you mean"),
+        (["demo"], "there is no GPU here"),
+        (["--read", "nothing.json.gz"], "nothing.json.gz"),
+        (["--read", "no_trace.json.gz"], "no_trace.json.gz holds no trace"),
+    ],
+)
+def test_what_cannot_be_traced_or_read_is_told_in_one_line(repository, tmp_path, words, told):
+    (tmp_path / "no_trace.json.gz").write_bytes(b"no")
+    words = [str(tmp_path / word) if word.endswith(".gz") else word for word in words]
+    command = [sys.executable, str(repository / "benchmarks" / "trace.py"), *words]
+    hidden = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    refused = subprocess.run(command, capture_output=True, text=True, check=False, cwd=repository, env=hidden)
+    assert refused.returncode == 2
+    assert told in refused.stderr
+    assert refused.stderr.count("\n") == 1
