@@ -24,6 +24,7 @@ from mambaseg.methods.components.on_exception import OnException
 from mambaseg.methods.components.optimizers import JointOptimizer, StudentConfig, build_optimizer, build_schedule
 from mambaseg.methods.components.pseudo_label_quality import pseudo_label_quality
 from mambaseg.methods.components.replicas import Replicas
+from mambaseg.methods.components.seed_draws import seed_draws
 from mambaseg.methods.components.student_graphs import StudentGraphs
 from mambaseg.methods.components.student_output import StudentOutput
 from mambaseg.metrics.case_scores import CaseScores
@@ -271,7 +272,7 @@ class CoTrainingModule(L.LightningModule, ABC):
         accumulated = batch_idx % self.trainer.accumulate_grad_batches
         self.part_of_step = self.global_rank + self.trainer.world_size * accumulated
         place = (int(os.environ.get("PL_GLOBAL_SEED", "0")), self.global_rank, self.current_epoch, batch_idx)
-        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> np.uint64(1)))
+        seed_draws(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> np.uint64(1)), self.device)
         if self._graphs is not None:
             self._graphs.start_step()
         if self._replicas is not None:

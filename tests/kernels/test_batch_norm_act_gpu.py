@@ -55,10 +55,13 @@ def test_replays_of_a_recorded_graph_are_calls():
 
     def run(statistics):
         out = batch_norm_act(**inputs, slope=0.01, running=statistics)
-        return [out, *torch.autograd.grad(out, list(inputs.values()), torch.ones_like(out))]
+        return [out.detach(), *torch.autograd.grad(out, list(inputs.values()), torch.ones_like(out))]
 
-    truth = [run(expected) for _ in range(3)][-1]
-    run(running)
+    # What differentiates ``inputs`` remembers its stream as long as a result lives, and may not be the default one.
+    with torch.cuda.stream(torch.cuda.Stream()):
+        truth = [run(expected) for _ in range(3)][-1]
+        run(running)
+    torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         results = run(running)

@@ -7,7 +7,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mambaseg.methods.components.gradient_average import average_gradients
+from mambaseg.methods.components.gradient_average import average_gradients, gather_gradients
 from mambaseg.methods.components.replicas import Replicas
 from mambaseg.methods.components.student_graphs import StudentGraphs
 from mambaseg.one_message import ALIGNMENT, gather
@@ -72,11 +72,11 @@ def _compare_gathered(rank: int) -> None:
     parameters = [nn.Parameter(torch.zeros(3, 2)), nn.Parameter(torch.zeros(5)), nn.Parameter(torch.zeros(2))]
     values = [torch.full_like(p, float(rank + 1)) for p in parameters[:2]]
     for whole in (True, False):
-        flats, views = gather(values)
+        gathered, views = gather_gradients(values, parameters[:2])
         parameters[0].grad = views[0]
         parameters[1].grad = views[1] if whole else values[1].clone()
         parameters[2].grad = None
-        average_gradients(parameters, flats)
+        average_gradients(parameters, gathered)
         for parameter, mean in zip(parameters, (1.5, 1.5, 0.0), strict=True):
             assert parameter.grad is not None
             torch.testing.assert_close(parameter.grad, torch.full_like(parameter, mean))

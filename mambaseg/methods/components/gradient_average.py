@@ -1,35 +1,64 @@
 """Gradients averaged over processes in one piece, where DDP would copy them into its buckets one by one."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, distributed, nn
 
-from mambaseg.one_message import gather, room_for
+from mambaseg.one_message import gather
 
 
-def average_gradients(parameters: Iterable[nn.Parameter], gathered: Sequence[Tensor] = ()) -> None:
+@dataclass(frozen=True)
+class GatheredGradients:
+    """Gradients that lie one after the other.
+
+    Attributes:
+        values: All of them, flat.
+        places: The address of each.
+    """
+
+    values: Tensor
+    places: frozenset[int]
+
+
+def gather_gradients(
+    grads: Sequence[Tensor], parameters: Sequence[Tensor]
+) -> tuple[list[GatheredGradients], list[Tensor]]:
+    """Copy gradients one after the other into memory of their own, with the strides of their parameters.
+
+    Args:
+        grads: On one device.
+        parameters: What each is the gradient of.
+
+    Returns:
+        What lies together, one for each type; and the copies.
+    """
+    flats, views = gather(grads, parameters)
+    addresses = {flat.dtype: frozenset(view.data_ptr() for view in views if view.dtype == flat.dtype) for flat in flats}
+    return [GatheredGradients(flat, addresses[flat.dtype]) for flat in flats], views
+
+
+def average_gradients(parameters: Iterable[nn.Parameter], gathered: Sequence[GatheredGradients] = ()) -> None:
     """Replace gradients by their means over all processes; a gradient that is absent counts as zero.
 
     Every process must call this with the same parameters; the GPU waits for the others, the host does not.
 
     Args:
         parameters: What is trained.
-        gathered: Flat tensors of ``gather`` that gradients may be views of. One whose values are all gradients is
-            averaged where it lies; other gradients are gathered first.
+        gathered: Where gradients may lie together. What is all gradients is averaged where it lies; other gradients
+            are gathered first.
     """
-    grads = []
+    loose = {}
     for parameter in parameters:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-        grads.append(parameter.grad)
-    loose = {id(grad): grad for grad in grads}
-    for flat in gathered:
-        within = [grad for grad in grads if _memory(grad) == _memory(flat)]
-        if room_for(within) == flat.numel():
-            _average(flat)
-            for grad in within:
-                del loose[id(grad)]
+        loose[parameter.grad.data_ptr()] = parameter.grad
+    for together in gathered:
+        if together.places <= loose.keys():
+            _average(together.values)
+            for place in together.places:
+                del loose[place]
     if loose:
         flats, views = gather(list(loose.values()))
         for flat in flats:
@@ -43,7 +72,3 @@ def _average(flat: Tensor) -> None:
     else:
         distributed.all_reduce(flat)
         flat.div_(distributed.get_world_size())
-
-
-def _memory(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()

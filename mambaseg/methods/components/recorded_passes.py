@@ -13,9 +13,9 @@ from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 
 from mambaseg.kernels.launch import compiling_together
+from mambaseg.methods.components.gradient_average import GatheredGradients, gather_gradients
 from mambaseg.methods.components.half_weights import forward_in_half
 from mambaseg.networks import SegmentationNetwork
-from mambaseg.one_message import gather
 
 WARM_UP_PASSES = 3
 """Passes before recording: libraries choose algorithms and take their workspaces."""
@@ -113,7 +113,7 @@ class RecordedPasses:
         pool = torch.cuda.graph_pool_handle()
         record = functools.partial(torch.cuda.graph, pool=pool, capture_error_mode="thread_local")
         self.forward_graph, self.backward_graph = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-        self.gathered: list[Tensor] = []
+        self.gathered: list[GatheredGradients] = []
         with record(self.forward_graph):
             self._side_by_side(_Network.forward)
         if self.parameters:
@@ -184,7 +184,7 @@ class RecordedPasses:
 
     def _gather(self) -> None:
         made = [(grad, p) for grad, p in zip(self.grads, self.parameters, strict=True) if grad is not None]
-        self.gathered, views = gather([grad for grad, _ in made], [parameter for _, parameter in made])
+        self.gathered, views = gather_gradients([grad for grad, _ in made], [parameter for _, parameter in made])
         moved = iter(views)
         for network in self.networks.values():
             network.grads = [None if grad is None else next(moved) for grad in network.grads]

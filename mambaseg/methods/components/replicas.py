@@ -28,6 +28,8 @@ class Replicas:
         self.ddp = ddp
         self.module = module
         self.graphs = graphs
+        # Once: to walk through modules takes the host longer than to send what they hold.
+        self._parameters = list(module.parameters())
         self.buffers_are_read = any(isinstance(part, EmaTeacher) for part in module.modules())
         self.takes_over = False
 
@@ -45,8 +47,7 @@ class Replicas:
     def average(self) -> None:
         """Average the step's gradients, if it was taken over."""
         if self.takes_over:
-            trained = [p for p in self.module.parameters() if p.requires_grad]
-            average_gradients(trained, self.graphs.gathered)
+            average_gradients([p for p in self._parameters if p.requires_grad], self.graphs.gathered)
 
     def share_buffers(self) -> None:
         """Give every process the buffers of the first one."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mambaseg.kernels.accumulation import autocast_dtype
+from mambaseg.methods.components.gradient_average import GatheredGradients
 from mambaseg.methods.components.recorded_passes import Output, Pass, RecordedPasses, longest_first
 from mambaseg.networks import SegmentationNetwork
 
@@ -35,15 +36,17 @@ class StudentGraphs:
     def __init__(self, students: Mapping[str, SegmentationNetwork], gathered: bool = False) -> None:
         self.students = dict(students)
         self._recordable = {name: network for name, network in self.students.items() if can_be_recorded(network)}
+        # Once: to walk through modules takes the host longer than all else that a step asks of them.
+        self._parameters = [p for network in self._recordable.values() for p in network.parameters()]
         self._gathered = gathered
         self._passes: dict[tuple[Any, ...], RecordedPasses] = {}
         self._streams: dict[str, torch.cuda.Stream] = {}
         self._calls = 0
 
     @property
-    def gathered(self) -> list[Tensor]:
+    def gathered(self) -> list[GatheredGradients]:
         """Where recorded passes leave their gathered gradients."""
-        return [flat for recorded in self._passes.values() for flat in recorded.gathered]
+        return [gradients for recorded in self._passes.values() for gradients in recorded.gathered]
 
     def start_step(self) -> None:
         """Begin a training step: its calls may overwrite what those of the last one returned."""
@@ -85,8 +88,7 @@ class StudentGraphs:
             return None
         autocast = autocast_dtype("cuda")
         # Frozen or thawed layers make other passes, which know whose gradients they have.
-        parameters = [p for network in self._recordable.values() for p in network.parameters()]
-        trainable = tuple(p.requires_grad for p in parameters) if torch.is_grad_enabled() else ()
+        trainable = tuple(p.requires_grad for p in self._parameters) if torch.is_grad_enabled() else ()
         key = (self._calls, image.shape, image.dtype, trainable, autocast)
         if key not in self._passes and len(self._passes) < MOST_PASSES:
             runs = {name: Pass(network, autocast) for name, network in self._recordable.items()}
