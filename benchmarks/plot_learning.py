@@ -2,7 +2,7 @@
 
     python benchmarks/plot_learning.py [semi_acdc] [weak_acdc]
 
-One panel a predictor, one line a recipe and precision: the newest run of each.
+One panel a predictor, one line a recipe and precision: the longest run of each, of equal ones the newest.
 """
 
 import argparse
@@ -22,13 +22,13 @@ Curves = dict[str, dict[str, list[tuple[int, float]]]]
 
 
 def read(study: str) -> Curves:
-    """Return (step, Dice) by predictor and recipe, of each recipe's newest run in bfloat16 and in float32."""
+    """Return (step, Dice) by predictor and recipe, of each recipe's longest run in bfloat16 and in float32."""
     with (ROOT / "benchmarks" / "results" / f"{study}_learning.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    newest = {name_of(row): run_of(row) for row in sorted(rows, key=lambda row: row["date"])}
+    drawn = {name_of(row): run_of(row) for row in sorted(rows, key=lambda row: (int(row["step"]), row["date"]))}
     curves: Curves = defaultdict(lambda: defaultdict(list))
     for row in rows:
-        if run_of(row) == newest[name_of(row)]:
+        if run_of(row) == drawn[name_of(row)]:
             curves[row["predictor"]][name_of(row)].append((int(row["step"]), float(row["dice"])))
     return curves
 

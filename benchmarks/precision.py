@@ -168,6 +168,8 @@ def draw(exact: Mapping[str, Curve], rounded: Mapping[str, Curve], path: Path) -
     for name, curve in rounded.items():
         axis.plot(list(curve), list(curve.values()), linewidth=2, label=name)
     axis.set(xlabel="training step", ylabel="loss", yscale="log")
+    for formatted in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+        formatted("{x:g}")
     axis.grid(alpha=0.3)
     axis.legend(frameon=False, fontsize="small")
     figure.tight_layout()
