@@ -76,6 +76,7 @@ VECTORS = ("(16, 56, 56, 16, 96), K=4", "(24, 64, 64, 16, 96), K=4")
 SMALL_MAPS = tuple(
     f"(16, {side}, {side}, {channels}), S={channels}" for channels, side in ((16, 112), (32, 56), (64, 28), (128, 14))
 )
+NORMALISED = tuple(f"(16, {224 >> level}, {224 >> level}, {16 << level})" for level in range(5))
 LOGITS = ("(16, 4, 224, 224)", "(24, 4, 256, 256)")
 FIGURES = {
     "selective_scan": (
@@ -119,6 +120,10 @@ FIGURES = {
     "bilinear_doubling": (
         Column("forward", "bilinear_doubling", "forward_saving", SMALL_MAPS),
         Column("backward", "bilinear_doubling", "backward", SMALL_MAPS),
+    ),
+    "batch_norm_act": (
+        Column("forward", "batch_norm_act", "forward_saving", NORMALISED),
+        Column("backward", "batch_norm_act", "backward", NORMALISED),
     ),
     "selective_state_update": (Column("one step", "selective_state_update", "forward", SEQUENCES),),
 }

@@ -118,6 +118,16 @@ def test_a_wrong_result_is_not_timed_and_leaves_the_other_cases_alone(folder, mo
     assert [row["mode"] for row in report.rows[1:]] == ["forward", "forward_saving", "backward"]
 
 
+def test_every_figure_shows_sizes_that_are_counted_and_stands_in_its_readme(folder, floors, repository):
+    import roofline
+
+    for name, columns in roofline.FIGURES.items():
+        assert "](roofline.svg)" in (repository / "kernels" / name / "README.md").read_text()
+        assert (repository / "kernels" / name / "roofline.svg").is_file()
+        for column in columns:
+            assert all(floors.work(column.kernel, column.mode, "bf16", shape).moved > 0 for shape in column.shapes)
+
+
 def test_roofline_draws_the_newest_run_alike_every_time(folder, tmp_path):
     rows = tmp_path / "rows.csv"
     lines = ["kernel,provider,mode,dtype,shape,timing,ms_p50,gpu,commit,date"]
