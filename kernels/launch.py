@@ -63,14 +63,12 @@ def compiling_together() -> Iterator[None]:
             context.run(mode.__exit__, None, None, None)
 
 
-@contextlib.contextmanager
-def on_device(device: torch.device) -> Iterator[None]:
+def on_device(device: torch.device) -> contextlib.AbstractContextManager[None]:
     """Make a tensor's GPU current: Triton launches on the current one, whichever tensors it is given."""
-    if device.type != "cuda":
-        yield
-        return
-    with torch.cuda.device(device):
-        yield
+    # It nearly always is already, and an operator asks this for each of its kernels.
+    if device.type != "cuda" or device.index == torch.cuda.current_device():
+        return contextlib.nullcontext()
+    return torch.cuda.device(device)
 
 
 def refuse_float64(operator: str, *tensors: Tensor | None) -> None:
