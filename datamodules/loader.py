@@ -15,6 +15,7 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter, _MultiProcessingDat
 
 from mambaseg.datamodules.batch import Batch
 from mambaseg.datamodules.datasets import Sample, collate
+from mambaseg.datamodules.packing import PackedBatch, pack, unpack
 from mambaseg.datamodules.sampling import PooledBatchSampler, RankShardSampler
 from mambaseg.errors import InputError
 from mambaseg.faults import lost_worker
@@ -50,7 +51,7 @@ class ResumableDataLoader(DataLoader[Sample]):
         super().__init__(
             dataset,
             batch_sampler=batch_sampler,
-            collate_fn=collate,
+            collate_fn=_packed,
             num_workers=workers,
             persistent_workers=workers > 0,
             prefetch_factor=prefetch if workers else None,
@@ -77,7 +78,7 @@ class ResumableDataLoader(DataLoader[Sample]):
             try:
                 for batch in super().__iter__():
                     self._received += 1
-                    yield batch
+                    yield unpack(batch)
                 return
             except (RuntimeError, OSError, EOFError) as error:
                 self._replace_workers(error)
@@ -175,6 +176,11 @@ def evaluation_loader(
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
     )
+
+
+def _packed(samples: list[Sample]) -> PackedBatch:
+    """Return a batch as it is sent from a worker and pinned."""
+    return pack(collate(samples))
 
 
 class _AsksAfterWorkers(_MultiProcessingDataLoaderIter):
