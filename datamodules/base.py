@@ -232,7 +232,7 @@ class SegmentationDataModule(L.LightningDataModule, ABC):
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Move a batch, and widen its labels there."""
         moved = move(batch, device)
-        # Lightning would walk through names and numbers as well, which takes it longer than all the rest.
+        # Lightning would walk through every name and number as well, which takes it longer than all the rest.
         tensors = {name: value for name, value in moved.items() if name not in HOST_FIELDS}
         tensors = super().transfer_batch_to_device(tensors, device, dataloader_idx)
         return with_wide_labels(cast(Batch, moved | tensors))

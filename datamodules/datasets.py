@@ -41,7 +41,7 @@ class Sample(NamedTuple):
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Stack samples into a batch; optional fields appear when the samples have them.
+    """Stack samples into a batch, in one piece of memory; optional fields appear when the samples have them.
 
     Label maps stay uint8, an eighth of what losses read: a batch passes two processes and the bus. ``with_wide_labels``
     widens them where they arrive.

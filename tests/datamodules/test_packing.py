@@ -1,13 +1,11 @@
 """Batches in one piece of memory: what they hold, how they are sent, pinned and moved, and what may be done to them."""
 
-import functools
 import pickle
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from torch.multiprocessing import reductions
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data._utils.pin_memory import pin_memory
 
@@ -240,17 +238,3 @@ def test_batches_on_a_gpu(memory):
             assert tensor.data_ptr() % ALIGNMENT == 0
         assert moved["label"].dtype == moved["audit_label"].dtype == torch.int64
         assert [moved[name] for name in ("case_id", "kinds")] == [loaded[name] for name in ("case_id", "kinds")]
-
-
-def test_a_worker_sends_one_file_descriptor_for_a_batch(monkeypatch):
-    received = []
-    rebuild = reductions.rebuild_storage_fd
-
-    @functools.wraps(rebuild)
-    def counted(*arguments):
-        received.append(arguments)
-        return rebuild(*arguments)
-
-    monkeypatch.setattr(reductions, "rebuild_storage_fd", counted)
-    assert [len(tensors(batch)) for batch in data().train_dataloader()] == [5] * 6
-    assert len(received) == 6
