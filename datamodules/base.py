@@ -5,7 +5,7 @@ import os
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import lightning.pytorch as L
 import torch
@@ -13,9 +13,10 @@ from lightning.fabric.utilities import suggested_max_num_workers
 from torch import distributed
 from torch.utils.data import DataLoader
 
-from mambaseg.datamodules.batch import Batch, Supervision, with_wide_labels
+from mambaseg.datamodules.batch import HOST_FIELDS, Batch, Supervision, with_wide_labels
 from mambaseg.datamodules.datasets import Sample, SliceDataset, VolumeDataset
 from mambaseg.datamodules.loader import ResumableDataLoader, evaluation_loader
+from mambaseg.datamodules.packing import move
 from mambaseg.datamodules.sampling import Pool, PooledBatchSampler
 from mambaseg.datamodules.source import CaseSource
 from mambaseg.datamodules.splits import Part, Split, check_split, leakage_report
@@ -230,7 +231,11 @@ class SegmentationDataModule(L.LightningDataModule, ABC):
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Move a batch, and widen its labels there."""
-        return with_wide_labels(super().transfer_batch_to_device(batch, device, dataloader_idx))
+        moved = move(batch, device)
+        # Lightning would walk through every name and number as well, which takes it longer than all the rest.
+        tensors = {name: value for name, value in moved.items() if name not in HOST_FIELDS}
+        tensors = super().transfer_batch_to_device(tensors, device, dataloader_idx)
+        return with_wide_labels(cast(Batch, moved | tensors))
 
     def _evaluation_loader(self, dataset: VolumeDataset) -> DataLoader[Sample]:
         return evaluation_loader(dataset, len(dataset), *self._rank_and_world_size())

@@ -44,6 +44,10 @@ class Batch(TypedDict):
     kinds: NotRequired[list[int]]
 
 
+HOST_FIELDS = ("case_id", "spacing_mm", "kinds")
+"""The fields of a batch that are no tensors and never leave the host."""
+
+
 def kinds_of(batch: Batch) -> list[int]:
     """Return the supervision of each sample as numbers; reading the tensor itself would wait for the GPU."""
     return batch["kinds"] if "kinds" in batch else batch["supervision"].tolist()

@@ -4,12 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from mambaseg.datamodules.batch import IGNORE_INDEX, Batch, Supervision
+from mambaseg.datamodules.packing import stack
 from mambaseg.datamodules.sampling import SampleKey
 from mambaseg.datamodules.source import ArrayKind, CaseSource
 from mambaseg.datamodules.transforms import SliceTransform, View
@@ -42,25 +41,31 @@ class Sample(NamedTuple):
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Stack samples into a batch; optional fields appear when the samples have them.
+    """Stack samples into a batch, in one piece of memory; optional fields appear when the samples have them.
 
     Label maps stay uint8, an eighth of what losses read: a batch passes two processes and the bus. ``with_wide_labels``
     widens them where they arrive.
     """
+    arrays: dict[str, list[NDArray[Any]]] = {
+        "image": [sample.image for sample in samples],
+        "label": [sample.label for sample in samples],
+        "supervision": [np.array(sample.supervision, np.int64) for sample in samples],
+        "image_strong": [sample.image_strong for sample in samples if sample.image_strong is not None],
+        "audit_label": [sample.audit_label for sample in samples if sample.audit_label is not None],
+    }
+    tensors = stack({name: alike for name, alike in arrays.items() if alike})
     batch: Batch = {
-        "image": _stacked([sample.image for sample in samples]),
-        "label": _stacked([sample.label for sample in samples]),
-        "supervision": torch.tensor([int(sample.supervision) for sample in samples]),
+        "image": tensors["image"],
+        "label": tensors["label"],
+        "supervision": tensors["supervision"],
         "case_id": [sample.case_id for sample in samples],
         "spacing_mm": [tuple(float(step) for step in sample.spacing_mm) for sample in samples],
         "kinds": [int(sample.supervision) for sample in samples],
     }
-    strong = [sample.image_strong for sample in samples if sample.image_strong is not None]
-    if strong:
-        batch["image_strong"] = _stacked(strong)
-    audit = [sample.audit_label for sample in samples if sample.audit_label is not None]
-    if audit:
-        batch["audit_label"] = _stacked(audit)
+    if "image_strong" in tensors:
+        batch["image_strong"] = tensors["image_strong"]
+    if "audit_label" in tensors:
+        batch["audit_label"] = tensors["audit_label"]
     return batch
 
 
@@ -217,7 +222,3 @@ def check_array(source: CaseSource, case_id: str, kind: ArrayKind, purpose: str)
 def spacing_or_nan(source: CaseSource, case_id: str) -> tuple[float, float, float]:
     """Return the spacing in mm along (z, y, x), NaN where it is unknown."""
     return source.spacing_mm(case_id) or (float("nan"), float("nan"), float("nan"))
-
-
-def _stacked(arrays: Sequence[NDArray[Any]]) -> Tensor:
-    return torch.from_numpy(np.stack(arrays))

@@ -4,18 +4,20 @@ import logging
 import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torch.utils.data._utils import signal_handling
 from torch.utils.data.dataloader import _BaseDataLoaderIter, _MultiProcessingDataLoaderIter
 
 from mambaseg.datamodules.batch import Batch
 from mambaseg.datamodules.datasets import Sample, collate
+from mambaseg.datamodules.packing import PackedBatch, pack, unpack
 from mambaseg.datamodules.sampling import PooledBatchSampler, RankShardSampler
+from mambaseg.datamodules.slots import BatchSlots, LaidBatch
 from mambaseg.errors import InputError
 from mambaseg.faults import lost_worker
 
@@ -47,10 +49,11 @@ class ResumableDataLoader(DataLoader[Sample]):
     def __init__(
         self, dataset: Dataset[Sample], batch_sampler: PooledBatchSampler, workers: int = 0, prefetch: int = 4
     ) -> None:
+        self._sender = _Sender()
         super().__init__(
             dataset,
             batch_sampler=batch_sampler,
-            collate_fn=collate,
+            collate_fn=self._sender,
             num_workers=workers,
             persistent_workers=workers > 0,
             prefetch_factor=prefetch if workers else None,
@@ -72,10 +75,11 @@ class ResumableDataLoader(DataLoader[Sample]):
         """
         self._epoch, self._received = self.batch_sampler.epoch, self.batch_sampler.start
         _let_the_loader_find_dead_workers()
-        self._check_shared_memory()
         while True:
             try:
-                for batch in super().__iter__():
+                self._make_room()
+                for sent in super().__iter__():
+                    batch = unpack(sent.take() if isinstance(sent, LaidBatch) else sent)
                     self._received += 1
                     yield batch
                 return
@@ -93,7 +97,8 @@ class ResumableDataLoader(DataLoader[Sample]):
         reason = lost_worker(error) if self.num_workers else None
         if reason is None:
             raise error
-        self._iterator = None
+        # New workers have slots of their own, for those of the old that are left may still write.
+        self._iterator = self._sender.slots = None
         self._losses += 1
         if self._losses > 1:
             self._do_without_workers()
@@ -105,27 +110,32 @@ class ResumableDataLoader(DataLoader[Sample]):
             f"{self.num_workers} new workers" if self.num_workers else "no workers, which needs the least memory",
         )
 
-    def _check_shared_memory(self) -> None:
-        """Do without workers where what they prepare ahead does not fit: they would not fail then, but fall silent."""
-        if not self.num_workers or self._iterator is not None or not SHARED_MEMORY.is_dir():
+    def _make_room(self) -> None:
+        """Make the shared memory that workers lay batches in; do without workers where it does not fit.
+
+        They would not fail then, but fall silent.
+        """
+        if not self.num_workers or self._sender.slots is not None:
             return
         keys = self.batch_sampler.batch(self._epoch, 0)
-        sample = collate([self.dataset[keys[0]]])
-        bytes_each = sum(value.nbytes for value in sample.values() if isinstance(value, Tensor))
-        needed = bytes_each * len(keys) * self.num_workers * (self.prefetch_factor or 1)
-        free = shutil.disk_usage(SHARED_MEMORY).free
-        if free < needed:
-            log.warning(
-                "%s has %.0f MiB free, and %d workers need %.0f (docker run --shm-size): loading without workers.",
-                SHARED_MEMORY,
-                free / 2**20,
-                self.num_workers,
-                needed / 2**20,
-            )
-            self._do_without_workers()
+        room = pack(collate([self.dataset[keys[0]]])).flat.nbytes * len(keys)
+        size = self.num_workers, self.prefetch_factor or 1, room
+        free, needed = _free_shared_memory(), BatchSlots.nbytes(*size)
+        if free is None or free >= needed:
+            self._sender.slots = BatchSlots(*size)
+            return
+        log.warning(
+            "%s has %.0f MiB free, and %d workers need %.0f (docker run --shm-size): loading without workers.",
+            SHARED_MEMORY,
+            free / 2**20,
+            self.num_workers,
+            needed / 2**20,
+        )
+        self._do_without_workers()
 
     def _do_without_workers(self) -> None:
         self.num_workers, self.timeout = 0, 0
+        self._sender.slots = None
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position in the run and what the position depends on."""
@@ -177,6 +187,22 @@ def evaluation_loader(
     )
 
 
+@dataclass
+class _Sender:
+    """Makes batches of samples; in a worker it leaves them where the training process finds them.
+
+    Attributes:
+        slots: Where that is; None sends them as they are.
+    """
+
+    slots: BatchSlots | None = None
+
+    def __call__(self, samples: list[Sample]) -> PackedBatch | LaidBatch:
+        """Return the batch, or word of it."""
+        packed, worker = pack(collate(samples)), get_worker_info()
+        return packed if worker is None or self.slots is None else self.slots.lay(packed, worker.id)
+
+
 class _AsksAfterWorkers(_MultiProcessingDataLoaderIter):
     """Waits for data in pieces: torch asks whether a worker has died whenever a wait is over, and not before."""
 
@@ -196,3 +222,8 @@ def _let_the_loader_find_dead_workers() -> None:
     notices within seconds, when it waits for the next batch, and there the worker can be replaced.
     """
     signal_handling._SIGCHLD_handler_set = True
+
+
+def _free_shared_memory() -> int | None:
+    """Return the bytes that are free; None where the system does not tell."""
+    return shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else None
