@@ -1,7 +1,7 @@
 """Measure how training scales over the GPUs of one host, and draw it from benchmarks/results/gpus.csv.
 
     python benchmarks/gpus.py --measure [--parts weak equal resume failure fsdp2] [--seconds 240]
-    python benchmarks/gpus.py                      # draw docs/images/gpus.png from the rows
+    python benchmarks/gpus.py [--codes 6edb848 1691810]     # draw docs/images/gpus.png from the rows of some commits
 
 weak      speed, peak memory and waiting for data; the batch of each GPU is that of the experiment
 equal     the experiment's batch over all GPUs, fp32: losses beside those of one GPU, and scores of the same weights
@@ -20,6 +20,7 @@ import csv
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -38,6 +39,8 @@ from matplotlib import pyplot as plt
 
 CSV = ROOT / "benchmarks" / "results" / "gpus.csv"
 EXPERIMENTS = ["semi_acdc_released", "weak_acdc"]
+LINE_STYLES = ("-", "--", ":", "-.")
+"""By age of the commit, the newest first."""
 
 
 def main() -> None:
@@ -49,10 +52,12 @@ def main() -> None:
             sys.exit(f"gpus.py: {error}")
         except asyncio.CancelledError:
             sys.exit("gpus.py: stopped, and its trainings with it")
-    rows = read(arguments.csv)
+    rows = read(arguments.csv, arguments.codes)
     if rows:
         draw(rows, arguments.output)
         print(f"Drawn: {arguments.output}")
+    elif arguments.codes:
+        sys.exit(f"gpus.py: {arguments.csv} has no row of the part weak for {', '.join(arguments.codes)} to draw")
 
 
 def parse() -> argparse.Namespace:
@@ -71,6 +76,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--together", type=int, default=6, help="most trainings at a time")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for all, as in mambaseg fit")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "gpus", help="where the run folders go")
+    parser.add_argument("--codes", nargs="+", metavar="COMMIT", help="whose rows are drawn (default: the newest)")
     parser.add_argument("--csv", type=Path, default=CSV)
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "images" / "gpus.png")
     arguments = parser.parse_args()
@@ -103,28 +109,36 @@ def visible_gpus() -> list[str]:
     return given.split(",") if given else [str(number) for number in range(torch.cuda.device_count())]
 
 
-def read(path: Path) -> list[dict[str, str]]:
-    """Return the rows to draw, of the last device and code: of each experiment and number of GPUs the newest."""
+def read(path: Path, codes: Sequence[str] | None = None) -> list[dict[str, str]]:
+    """Return the rows to draw, of the last device: of each commit, experiment and number of GPUs the newest."""
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["part"] == "weak" and row["it_per_s"]]
-    return newest(rows, ("device", "code"), lambda row: (row["experiment"], int(row["devices"])))
+    wanted = codes or [row["code"] for row in rows[-1:]]
+    rows = [row for row in rows if row["code"] in wanted]
+    return newest(rows, ("device",), lambda row: (wanted.index(row["code"]), row["experiment"], int(row["devices"])))
 
 
 def draw(rows: list[dict[str, str]], output: Path) -> None:
-    """Draw steps a second and efficiency over the number of GPUs."""
+    """Draw steps a second and efficiency over the number of GPUs, a line for each commit and experiment."""
     panels = {"it_per_s": "steps a second, each GPU its own batch", "efficiency": "efficiency against one GPU"}
     counts = sorted({int(row["devices"]) for row in rows})
+    experiments = list(dict.fromkeys(row["experiment"] for row in rows))
+    lines = list(dict.fromkeys((row["code"], row["experiment"]) for row in rows))
+    codes = list(dict.fromkeys(code for code, _ in reversed(lines)))
     figure, axes = plt.subplots(1, len(panels), figsize=(10, 4))
     for axis, (column, label) in zip(axes, panels.items(), strict=True):
-        for experiment in dict.fromkeys(row["experiment"] for row in rows):
-            own = [row for row in rows if row["experiment"] == experiment and row[column]]
-            axis.plot([int(r["devices"]) for r in own], [float(r[column]) for r in own], marker="o", label=experiment)
+        for code, experiment in lines:
+            own = [row for row in rows if (row["code"], row["experiment"]) == (code, experiment) and row[column]]
+            points = [int(row["devices"]) for row in own], [float(row[column]) for row in own]
+            colour, style = f"C{experiments.index(experiment)}", LINE_STYLES[codes.index(code) % len(LINE_STYLES)]
+            axis.plot(*points, marker="o", color=colour, linestyle=style, label=f"{experiment}, {code}")
         axis.set(xlabel="GPUs", ylabel=label, xticks=counts, ylim=(0, None))
         axis.grid(alpha=0.3)
     axes[1].axhline(1.0, linestyle="--", color="grey", alpha=0.5)
-    axes[0].legend(frameon=False)
+    axes[1].set_ylim(0, 1.05)
+    axes[0].legend(frameon=False, fontsize="small")
     figure.suptitle(f"Weak scaling, {rows[0]['precision']}, {rows[0]['device']}", fontsize="medium")
     figure.tight_layout()
     output.parent.mkdir(parents=True, exist_ok=True)

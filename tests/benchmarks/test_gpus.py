@@ -105,6 +105,8 @@ def test_only_the_newest_rows_of_one_device_and_code_are_drawn(tmp_path):
         writer.writerows(rows)
     chosen = gpus.read(tmp_path / "r.csv")
     assert [(own["devices"], own["it_per_s"]) for own in chosen] == [("1", "10"), ("2", "8")]
+    chosen = gpus.read(tmp_path / "r.csv", ["old", "new"])
+    assert [(own["code"], own["it_per_s"]) for own in chosen] == [("old", "7"), ("new", "10"), ("new", "8")]
     gpus.draw(chosen, tmp_path / "images" / "gpus.png")
     assert (tmp_path / "images" / "gpus.png").stat().st_size > 5000
     assert gpus.read(tmp_path / "none.csv") == []
