@@ -12,6 +12,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "unet": {"channels": [8, 8, 16, 16, 16]},
     "mamba_unet": {"embed_dim": 32},
     "swin_unet": {"embed_dim": 24},
+    "segmamba": {"dims": 2, "base_channels": 16},
 }
 
 
