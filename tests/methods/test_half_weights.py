@@ -12,6 +12,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "unet": {"channels": [8, 8, 16, 16, 16]},
     "mamba_unet": {"embed_dim": 32},
     "swin_unet": {"embed_dim": 24},
+    "nnmamba_seg": {"dims": 2, "base_channels": 16},
+    "nnmamba_landmark": {"dims": 2, "base_channels": 16},
 }
 
 
