@@ -20,8 +20,8 @@ from mambaseg.networks.layers.ss2d import DIRECTIONS, SS2D
 from mambaseg.networks.register import TASKS, Task
 
 CONVENTION = (
-    "One image of 224 × 224 (3-D: 128 × 128 × 128), default options, for channels → classes. Images of any size, padded "
-    "to the next step. "
+    "One image of 224 × 224 (3-D: 128 × 128 × 128), default options, for channels → classes. Images of any size, "
+    "padded to the next step. "
     "MACs: what convolutions, linear layers, attention and the projections of scans multiply; norms, activations and "
     "additions count nothing. And scan: with 9 L D N + L D operations for L steps, D channels, N states, as published "
     "tables have it."
