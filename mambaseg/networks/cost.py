@@ -20,11 +20,10 @@ from mambaseg.networks.layers.ss2d import DIRECTIONS, SS2D
 from mambaseg.networks.register import TASKS, Task
 
 CONVENTION = (
-    "One image of 224 × 224 (3-D: 128 × 128 × 128), default options, for channels → classes. Images of any size, "
-    "padded to the next step. "
-    "MACs: what convolutions, linear layers, attention and the projections of scans multiply; norms, activations and "
-    "additions count nothing. And scan: with 9 L D N + L D operations for L steps, D channels, N states, as published "
-    "tables have it."
+    "One image of 224 × 224, of 3-D networks 128³, default options, for channels → classes. Images of any size, padded "
+    "to the next step. MACs: what convolutions, linear layers, attention and the projections of scans multiply; norms, "
+    "activations and additions count nothing. And scan: with 9 L D N + L D operations for L steps, D channels, N "
+    "states, as published tables have it."
 )
 TABLE = Path(__file__).with_name("costs.json")
 FLOPS_PER_MAC = 2

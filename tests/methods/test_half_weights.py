@@ -10,10 +10,10 @@ from mambaseg.networks import SegmentationNetwork, create_network, list_networks
 
 SMALL: dict[str, dict[str, Any]] = {
     "unet": {"channels": [8, 8, 16, 16, 16]},
-    "mamba_unet": {"embed_dim": 32},
-    "swin_unet": {"embed_dim": 24},
     "nnmamba_seg": {"dims": 2, "base_channels": 16},
     "nnmamba_landmark": {"dims": 2, "base_channels": 16},
+    "mamba_unet": {"embed_dim": 32},
+    "swin_unet": {"embed_dim": 24},
 }
 
 
