@@ -40,7 +40,7 @@ from matplotlib import pyplot as plt
 CSV = ROOT / "benchmarks" / "results" / "gpus.csv"
 EXPERIMENTS = ["semi_acdc_released", "weak_acdc"]
 LINE_STYLES = ("-", "--", ":", "-.")
-"""By age of the commit, the newest first."""
+"""By place of the commit in the file, the last first."""
 
 
 def main() -> None:
@@ -53,11 +53,12 @@ def main() -> None:
         except asyncio.CancelledError:
             sys.exit("gpus.py: stopped, and its trainings with it")
     rows = read(arguments.csv, arguments.codes)
+    missing = set(arguments.codes or ()) - {row["code"] for row in rows}
+    if missing:
+        sys.exit(f"gpus.py: {arguments.csv} has no row of the part weak on one device for {', '.join(sorted(missing))}")
     if rows:
         draw(rows, arguments.output)
         print(f"Drawn: {arguments.output}")
-    elif arguments.codes:
-        sys.exit(f"gpus.py: {arguments.csv} has no row of the part weak for {', '.join(arguments.codes)} to draw")
 
 
 def parse() -> argparse.Namespace:
@@ -115,7 +116,8 @@ def read(path: Path, codes: Sequence[str] | None = None) -> list[dict[str, str]]
         return []
     with path.open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["part"] == "weak" and row["it_per_s"]]
-    wanted = codes or [row["code"] for row in rows[-1:]]
+    by_age = list(dict.fromkeys(row["code"] for row in reversed(rows)))[::-1]
+    wanted = [code for code in by_age if code in codes] if codes else by_age[-1:]
     rows = [row for row in rows if row["code"] in wanted]
     return newest(rows, ("device",), lambda row: (wanted.index(row["code"]), row["experiment"], int(row["devices"])))
 

@@ -235,7 +235,9 @@ class SegmentationDataModule(L.LightningDataModule, ABC):
         # Lightning would walk through every name and number as well, which takes it longer than all the rest.
         tensors = {name: value for name, value in moved.items() if name not in HOST_FIELDS}
         tensors = super().transfer_batch_to_device(tensors, device, dataloader_idx)
-        return with_wide_labels(cast(Batch, moved | tensors))
+        wide = with_wide_labels(cast(Batch, moved | tensors))
+        # Only tensors of one type share memory now; torch saves and compiles none that share it as several types.
+        return wide | {"supervision": wide["supervision"].clone()}
 
     def _evaluation_loader(self, dataset: VolumeDataset) -> DataLoader[Sample]:
         return evaluation_loader(dataset, len(dataset), *self._rank_and_world_size())

@@ -63,6 +63,7 @@ class ResumableDataLoader(DataLoader[Sample]):
         self._epoch = batch_sampler.epoch
         self._received = batch_sampler.start
         self._losses = 0
+        self._room = 0
 
     def _get_iterator(self) -> _BaseDataLoaderIter:
         """Return torch's iterator; one with workers asks after them while it waits."""
@@ -75,6 +76,8 @@ class ResumableDataLoader(DataLoader[Sample]):
         """
         self._epoch, self._received = self.batch_sampler.epoch, self.batch_sampler.start
         _let_the_loader_find_dead_workers()
+        if self.num_workers and not self._room:
+            self._room = self._bytes_of_a_batch()
         while True:
             try:
                 self._make_room()
@@ -110,6 +113,10 @@ class ResumableDataLoader(DataLoader[Sample]):
             f"{self.num_workers} new workers" if self.num_workers else "no workers, which needs the least memory",
         )
 
+    def _bytes_of_a_batch(self) -> int:
+        keys = self.batch_sampler.batch(self._epoch, 0)
+        return pack(collate([self.dataset[keys[0]]])).flat.nbytes * len(keys)
+
     def _make_room(self) -> None:
         """Make the shared memory that workers lay batches in; do without workers where it does not fit.
 
@@ -117,9 +124,7 @@ class ResumableDataLoader(DataLoader[Sample]):
         """
         if not self.num_workers or self._sender.slots is not None:
             return
-        keys = self.batch_sampler.batch(self._epoch, 0)
-        room = pack(collate([self.dataset[keys[0]]])).flat.nbytes * len(keys)
-        size = self.num_workers, self.prefetch_factor or 1, room
+        size = self.num_workers, self.prefetch_factor or 1, self._room
         free, needed = _free_shared_memory(), BatchSlots.nbytes(*size)
         if free is None or free >= needed:
             self._sender.slots = BatchSlots(*size)
@@ -204,7 +209,21 @@ class _Sender:
 
 
 class _AsksAfterWorkers(_MultiProcessingDataLoaderIter):
-    """Waits for data in pieces: torch asks whether a worker has died whenever a wait is over, and not before."""
+    """Waits for data in pieces: torch asks whether a worker has died whenever a wait is over, and not before.
+
+    With its workers it gives their shared memory back: who trained keeps the loader as long as the trainer.
+    """
+
+    def __init__(self, loader: ResumableDataLoader) -> None:
+        super().__init__(loader)
+        self._sender, self._slots = loader._sender, loader._sender.slots
+
+    def _shutdown_workers(self) -> None:
+        super()._shutdown_workers()
+        # This may be late, when others have taken over.
+        if self._sender.slots is self._slots:
+            self._sender.slots = None
+        self._slots = None
 
     def _try_get_data(self, timeout: float = LOOK_S) -> tuple[bool, Any]:
         end = time.monotonic() + timeout

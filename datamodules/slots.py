@@ -31,10 +31,11 @@ class BatchSlots:
     """
 
     def __init__(self, workers: int, prefetch: int, room: int) -> None:
-        self.memory = torch.empty(workers, prefetch + 1, room, dtype=torch.uint8)
+        # Made where it is shared: ``share_memory_`` would copy all of it there, whatever lies in it.
+        shared = torch.UntypedStorage._new_shared(self.nbytes(workers, prefetch, room))  # type: ignore[no-untyped-call]
+        self.memory = torch.empty(0, dtype=torch.uint8).set_(shared).view(workers, prefetch + 1, room)
         self.turns = torch.zeros(workers, prefetch + 1, dtype=torch.int64)
-        for shared in (self.memory, self.turns):
-            shared.share_memory_()  # type: ignore[no-untyped-call]
+        self.turns.share_memory_()  # type: ignore[no-untyped-call]
         self.laid = 0
         self.key = next(_KEYS)
         _OPEN[self.key] = self

@@ -94,8 +94,18 @@ def selective_scan(
     )
     out = out.flatten(2).transpose(1, 2)
     if z is not None:
-        out = (out * F.silu(z.to(state_dtype(z)))).to(u.dtype)
+        out = gated(out, z)
     return (out, last_state.flatten(1, 2)) if return_last_state else out
+
+
+def gated(y: Tensor, z: Tensor) -> Tensor:
+    """Return y SiLU(z), multiplied in float32 (float64 for float64 gates) and rounded to ``y``'s type.
+
+    Args:
+        y: What a scan made, any shape.
+        z: Its gate, of that shape.
+    """
+    return (y * F.silu(z.to(state_dtype(z)))).to(y.dtype)
 
 
 def _channels_last(sequence: Tensor, groups: int) -> Tensor:

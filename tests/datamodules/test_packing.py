@@ -204,6 +204,22 @@ def test_a_batch_is_moved_in_one_copy():
         assert (moved[name].shape, moved[name].dtype) == (tensor.shape, tensor.dtype)
 
 
+def test_what_training_sees_can_be_saved_and_compiled(tmp_path):
+    """torch does neither with tensors that share memory as several types."""
+    module = data(0)
+    batch = module.transfer_batch_to_device(next(iter(module.train_dataloader())), CPU, 0)
+    torch.save(batch, tmp_path / "batch.pt")
+    assert same(torch.load(tmp_path / "batch.pt", weights_only=False), batch)
+
+    def brighten(image, supervision):
+        image.add_(1)
+        return image + supervision.sum()
+
+    expected = batch["image"] + 1 + batch["supervision"].sum()
+    found = torch.compile(brighten, backend="aot_eager", fullgraph=True)(batch["image"], batch["supervision"])
+    assert torch.equal(found, expected)
+
+
 def data(workers=1, **changes):
     module = DemoDataModule(
         **(

@@ -1,12 +1,15 @@
 """Batches that workers lay in shared memory: every one arrives once and whole, and no file descriptor with it."""
 
 import functools
+import gc
 import itertools
 import time
+import weakref
 
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.utilities.combined_loader import _shutdown_workers_and_reset_iterator
 from torch.multiprocessing import reductions
 from torch.utils.data._utils.pin_memory import pin_memory
 
@@ -120,6 +123,42 @@ def test_replaced_workers_have_slots_of_their_own(monkeypatch):
     rest = [content(batch) for batch in batches]
     assert rest == [content(batch) for batch in loader(0)][1:]
     assert crowd._sender.slots is not slots
+
+
+def test_shared_memory_goes_with_the_workers():
+    """Lightning ends them at the end of a fit, and keeps the loader."""
+    crowd = loader(2)
+    expected = [content(batch) for batch in crowd]
+    slots = weakref.ref(crowd._sender.slots)
+    _shutdown_workers_and_reset_iterator(crowd)
+    gc.collect()
+    assert slots() is None
+    assert [content(batch) for batch in crowd] == expected
+
+
+def test_workers_that_end_late_leave_the_memory_of_their_successors():
+    crowd = loader(1)
+    first = iter(crowd)
+    next(first)
+    ended = crowd._iterator
+    crowd._iterator = crowd._sender.slots = None
+    second = iter(crowd)
+    next(second)
+    slots = crowd._sender.slots
+    ended._shutdown_workers()
+    assert crowd._sender.slots is slots is not None
+    assert sum(1 for _ in second) == 29
+
+
+def test_a_file_that_is_missing_is_no_lost_worker(monkeypatch, caplog):
+    def missing(data, key):
+        raise FileNotFoundError("patient001.npy")
+
+    monkeypatch.setattr(Numbered, "__getitem__", missing)
+    crowd = loader(2)
+    with pytest.raises(FileNotFoundError, match="patient001"):
+        next(iter(crowd))
+    assert not caplog.text
 
 
 def test_where_another_process_took_the_shared_memory_data_is_loaded_without_workers(monkeypatch, caplog):

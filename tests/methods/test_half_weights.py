@@ -14,6 +14,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "nnmamba_landmark": {"dims": 2, "base_channels": 16},
     "mamba_unet": {"embed_dim": 32},
     "swin_unet": {"embed_dim": 24},
+    "segmamba": {"dims": 2, "base_channels": 16},
 }
 
 

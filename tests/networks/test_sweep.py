@@ -14,6 +14,7 @@ SMALL = {
     "unet": {"channels": [4, 6, 8, 10, 12]},
     "unet_cct": {"channels": [4, 6, 8, 10, 12]},
     "unet_urpc": {"channels": [4, 6, 8, 10, 12]},
+    "segmamba": {"base_channels": 8, "depths": [1, 1, 1], "d_state": 2, "dims": 2},
     "swin_umamba": {"embed_dim": 8, "depths": [1, 1, 1, 1], "d_state": 2},
     "swin_umamba_d": {"embed_dim": 8, "depths": [1, 1, 1, 1], "d_state": 2},
     "umamba_bot": {"base_channels": 16, "strides": [1, 2, 2], "d_state": 2},

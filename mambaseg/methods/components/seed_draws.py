@@ -6,8 +6,8 @@ import torch
 def seed_draws(seed: int, device: torch.device) -> None:
     """Seed what a step on ``device``, the current one of its kind, draws from: its generator and the CPU's.
 
-    ``torch.manual_seed`` does this for every kind of device, and for kinds that are not in use it notes down the stack
-    of calls each time, which was a tenth of what the host does in a step.
+    ``torch.manual_seed`` does this for every kind of device, and for each kind that is not in use it notes down the
+    stack of calls: 0.1 ms and more of the host's time in every step.
     """
     if device.type not in ("cpu", "cuda"):
         torch.manual_seed(seed)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from mambaseg.networks.layers.dims import CONV
+from mambaseg.networks.layers.recompute import run
 from mambaseg.networks.layers.residual_conv import identity_block, projected_block
 
 
@@ -81,12 +81,12 @@ class UMambaEncoder(nn.Module):
     def forward(self, x: Tensor) -> list[Tensor]:
         """Return the map of every stage, finest first, of ``x`` (B, C, *S)."""
         recompute = self.checkpointing and self.training
-        x = run(self.stem, x, recompute)
+        x = run(self.stem, recompute, x)
         maps = []
         for number, stage in enumerate(self.stages):
-            x = run(stage, x, recompute)
+            x = run(stage, recompute, x)
             if self.mamba_layers:
-                x = run(self.mamba_layers[number], x, recompute)
+                x = run(self.mamba_layers[number], recompute, x)
             maps.append(x)
         return maps
 
@@ -147,18 +147,6 @@ class UMambaDecoder(nn.Module):
             x = upsample(x)
             if self.full_size_skip or len(levels) < len(skips) - 1:
                 x = torch.cat([x, skip], dim=1)
-            x = run(stage, x, recompute)
+            x = run(stage, recompute, x)
             levels.insert(0, x)
         return levels
-
-
-def run(layer: nn.Module, x: Tensor, recompute: bool) -> Tensor:
-    """Return what ``layer`` makes of ``x``.
-
-    Args:
-        layer: From one tensor to one.
-        x: Its input.
-        recompute: Recompute its activations in the backward pass instead of keeping them.
-    """
-    out: Tensor = checkpoint(layer, x, use_reentrant=False) if recompute else layer(x)
-    return out
