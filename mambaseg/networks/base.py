@@ -12,7 +12,7 @@ from mambaseg.networks.weights.report import LoadReport
 
 NO_DECAY_MARK = "_no_weight_decay"
 WIDE_WEIGHTS_MARK = "_weights_stay_float32"
-"""Of a layer with whose weights a network computes before it multiplies by them."""
+"""Of a layer with whose weights a network computes before it multiplies by them, or that it runs several times."""
 
 
 class Network(nn.Module, ABC):
@@ -185,7 +185,7 @@ def crop_to_image(level: Tensor, image: Tensor, padded: Tensor) -> Tensor:
 
 
 def mark_wide_weights(layer: nn.Module) -> None:
-    """Mark a layer whose weights are computed with in float32, so that nobody casts them before."""
+    """Mark a layer whose weights, or the sum of whose gradients, are computed in float32: nobody casts them before."""
     setattr(layer, WIDE_WEIGHTS_MARK, True)
 
 

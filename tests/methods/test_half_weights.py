@@ -10,6 +10,8 @@ from mambaseg.networks import SegmentationNetwork, create_network, list_networks
 
 SMALL: dict[str, dict[str, Any]] = {
     "unet": {"channels": [8, 8, 16, 16, 16]},
+    "nnmamba_seg": {"dims": 2, "base_channels": 16},
+    "nnmamba_landmark": {"dims": 2, "base_channels": 16},
     "mamba_unet": {"embed_dim": 32},
     "swin_unet": {"embed_dim": 24},
     "segmamba": {"dims": 2, "base_channels": 16},

@@ -19,6 +19,8 @@ SMALL = {
     "swin_umamba_d": {"embed_dim": 8, "depths": [1, 1, 1, 1], "d_state": 2},
     "umamba_bot": {"base_channels": 16, "strides": [1, 2, 2], "d_state": 2},
     "umamba_enc": {"base_channels": 16, "strides": [1, 2, 2], "d_state": 2},
+    "nnmamba_seg": {"dims": 2, "base_channels": 8, "blocks": 3, "d_state": 2},
+    "nnmamba_landmark": {"dims": 2, "base_channels": 8, "blocks": 2, "d_state": 2},
     "vm_unet": {"embed_dim": 8, "depths": [1, 1, 1], "decoder_depths": [1, 1, 1], "d_state": 2},
     "mamba_unet": {"embed_dim": 8, "depths": [1, 1, 1], "d_state": 2},
     "swin_unet": {"embed_dim": 8, "depths": [2, 1, 2], "heads": [2, 2, 4], "window": 3},
@@ -41,7 +43,7 @@ def with_option(option):
 
 
 def test_every_network_is_swept():
-    assert set(SMALL) == set(list_networks("segment"))  # classifiers: test_vmamba.py
+    assert set(SMALL) == set(list_networks("segment"))  # classifiers: test_vmamba.py, test_nnmamba.py
 
 
 @pytest.mark.parametrize("name", SMALL)

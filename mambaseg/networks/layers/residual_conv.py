@@ -1,4 +1,4 @@
-"""Residual blocks of two convolutions with instance norm, 2-D and 3-D, in the layouts of the published networks."""
+"""Residual blocks of two convolutions with norms, 2-D and 3-D, in the layouts of the published networks."""
 
 from collections import OrderedDict
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from mambaseg.networks.layers.block import Block
 from mambaseg.networks.layers.conv_init import LEAKY_SLOPE
-from mambaseg.networks.layers.dims import CONV, INSTANCE_NORM
+from mambaseg.networks.layers.dims import BATCH_NORM, CONV, INSTANCE_NORM
 
 
 class ResidualConvBlock(Block):
@@ -20,6 +20,7 @@ class ResidualConvBlock(Block):
         norm2: Norm after it.
         conv3: Convolution of the shortcut; None where the shortcut is ``x`` itself.
         norm3: Norm after that.
+        slope: LeakyReLU's for negative values; 0 makes it ReLU.
     """
 
     def __init__(
@@ -30,6 +31,7 @@ class ResidualConvBlock(Block):
         norm2: nn.Module,
         conv3: nn.Module | None = None,
         norm3: nn.Module | None = None,
+        slope: float = LEAKY_SLOPE,
     ) -> None:
         super().__init__()
         self.conv1 = conv1
@@ -38,15 +40,18 @@ class ResidualConvBlock(Block):
         self.norm2 = norm2
         self.conv3 = conv3
         self.norm3 = norm3
+        self.slope = slope
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return (B, C', *S') of ``x`` (B, C, *S)."""
-        y = F.leaky_relu(self.norm1(self.conv1(x)), LEAKY_SLOPE)
+    def forward(self, x: Tensor, added: Tensor | None = None) -> Tensor:
+        """Return (B, C', *S') of ``x`` (B, C, *S), with ``added`` (B, C', *S') a third term of the sum."""
+        y = F.leaky_relu(self.norm1(self.conv1(x)), self.slope)
         y = self.norm2(self.conv2(y))
+        if added is not None:
+            y = y + added
         for layer in (self.conv3, self.norm3):
             if layer is not None:
                 x = layer(x)
-        return F.leaky_relu(y + x, LEAKY_SLOPE)
+        return F.leaky_relu(y + x, self.slope)
 
 
 def plain_block(dims: int, in_channels: int, out_channels: int) -> ResidualConvBlock:
@@ -110,3 +115,25 @@ def identity_block(dims: int, channels: int, kernel: tuple[int, ...]) -> Residua
         return nn.Sequential(OrderedDict(conv=layer, norm=INSTANCE_NORM[dims](channels, affine=True)))
 
     return ResidualConvBlock(normed(), nn.Identity(), normed(), nn.Identity())
+
+
+def batch_norm_block(dims: int, in_channels: int, out_channels: int, stride: int = 1) -> ResidualConvBlock:
+    """Build ResNet's basic block: ReLU, no biases, a strided 1x1 shortcut only where channels or size change.
+
+    Args:
+        dims: Spatial dimensions.
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        stride: Stride of the first convolution.
+    """
+    conv, norm = CONV[dims], BATCH_NORM[dims]
+    changes = in_channels != out_channels or stride > 1
+    return ResidualConvBlock(
+        conv(in_channels, out_channels, 3, stride, padding=1, bias=False),
+        norm(out_channels),
+        conv(out_channels, out_channels, 3, padding=1, bias=False),
+        norm(out_channels),
+        conv(in_channels, out_channels, 1, stride, bias=False) if changes else None,
+        norm(out_channels) if changes else None,
+        slope=0.0,
+    )
