@@ -15,6 +15,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "mamba_unet": {"embed_dim": 32},
     "swin_unet": {"embed_dim": 24},
     "segmamba": {"dims": 2, "base_channels": 16},
+    "uvm_net": {"channels": [16, 32, 32], "grid": 8},
 }
 
 

@@ -25,6 +25,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "mamba_unet": {"embed_dim": 32},
     "swin_unet": {"embed_dim": 24},
 }
+LARGE: dict[str, dict[str, Any]] = {"uvm_net": {"grid": 16}}
+"""Options of networks whose default form has a billion parameters."""
 SIZE = 64
 
 
@@ -199,7 +201,7 @@ def assert_learns(network: nn.Module) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", list_networks("segment"))
 def test_every_network_can_be_recorded(name: str) -> None:
-    network = create_network(name, 1, 3)
+    network = create_network(name, 1, 3, **LARGE.get(name, {}))
     if len(network.stride if isinstance(network.stride, tuple) else network.example_size) != 2:
         pytest.skip("3-D")
     networks = {name: network.cuda().train()}

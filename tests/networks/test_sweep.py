@@ -21,6 +21,7 @@ SMALL = {
     "umamba_enc": {"base_channels": 16, "strides": [1, 2, 2], "d_state": 2},
     "nnmamba_seg": {"dims": 2, "base_channels": 8, "blocks": 3, "d_state": 2},
     "nnmamba_landmark": {"dims": 2, "base_channels": 8, "blocks": 2, "d_state": 2},
+    "uvm_net": {"channels": [8, 10, 12], "grid": 6, "d_state": 2},
     "vm_unet": {"embed_dim": 8, "depths": [1, 1, 1], "decoder_depths": [1, 1, 1], "d_state": 2},
     "mamba_unet": {"embed_dim": 8, "depths": [1, 1, 1], "d_state": 2},
     "swin_unet": {"embed_dim": 8, "depths": [2, 1, 2], "heads": [2, 2, 4], "window": 3},
