@@ -1,10 +1,12 @@
 """The contracts of the networks: those that segment, in 2-D and 3-D, and those that classify."""
 
 import re
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -22,7 +24,7 @@ class Network(nn.Module, ABC):
         in_channels: Channels of the input image.
         num_classes: Classes of the logits.
         stride: The input is padded to multiples of this many pixels; one number, or one for each axis.
-        minimum_cells: The input is padded to at least this many strides along each axis.
+        minimum_cells: An input of fewer strides along every axis is padded to this many along each.
         example_size: Size of the image that its cost is listed for.
         weights_report: What became of the weights that it was created with, None for fresh ones.
     """
@@ -38,17 +40,29 @@ class Network(nn.Module, ABC):
     def features(self, x: Tensor) -> list[Tensor]:
         """Return the encoder's pyramid, finest map first, each (B, C_i, *S_i); ``x`` is (B, C, *S), padded."""
 
+    @property
+    def spatial_axes(self) -> int:
+        """2 for a network of images, 3 for one of volumes."""
+        return len(self.example_size if isinstance(self.stride, int) else self.stride)
+
     def pad(self, x: Tensor) -> Tensor:
         """Return the images ``x`` (B, C, *S) padded to a size that ``features`` takes.
 
         Raises:
-            ValueError: They have another number of channels than the network was built for.
+            ValueError: They have another number of axes or channels than the network was built for.
         """
+        if x.dim() != self.spatial_axes + 2:
+            raise ValueError(
+                f"{type(self).__name__} was built for {self.spatial_axes} spatial axes and got an input of shape "
+                f"{tuple(x.shape)}; networks for both have an option dims"
+            )
         if x.shape[1] != self.in_channels:
             raise ValueError(
                 f"{type(self).__name__} was built for {self.in_channels} input channels and got {x.shape[1]} "
                 f"(input of shape {tuple(x.shape)})"
             )
+        if self.training and self.spatial_axes == 3 and x.device.type == "cpu":
+            _warn_of_half(x)
         return pad_to_multiple(x, self.stride, self.minimum_cells)
 
     def input_constraint(self) -> str:
@@ -148,16 +162,28 @@ class SegmentationNetwork(Network):
         return [crop_to_image(level, x, padded) for level in logits]
 
 
+def _warn_of_half(x: Tensor) -> None:
+    """Say what torch 2.13 does wrong without a word; in float32 it is right."""
+    if x.dtype == torch.bfloat16 or (torch.is_autocast_enabled("cpu") and x.dtype != torch.float64):
+        warnings.warn(
+            "on a CPU, torch's gradients of convolutions of volumes in bfloat16 are wrong where a map is two slices "
+            "deep: train in float32 (trainer.precision: 32-true) or on a GPU",
+            stacklevel=3,
+        )
+
+
 def pad_to_multiple(x: Tensor, multiple: int | Sequence[int], minimum_cells: int = 1) -> Tensor:
     """Repeat the last row, column (and slice) of ``x`` (B, C, *S) until every size is a multiple.
 
     Args:
         x: As above.
         multiple: Pixels; one number, or one for each axis.
-        minimum_cells: Every size becomes at least this many multiples.
+        minimum_cells: Where every size would become fewer multiples, each becomes this many.
     """
     size = x.shape[2:]
     cells = [multiple] * len(size) if isinstance(multiple, int) else multiple
+    if any(n > (minimum_cells - 1) * cell for n, cell in zip(size, cells, strict=True)):
+        minimum_cells = 1
     missing = [max(minimum_cells * cell - n, -n % cell) for n, cell in zip(size, cells, strict=True)]
     if not any(missing):
         return x

@@ -145,6 +145,7 @@ class NNMambaSeg(ResidualUNet):
 class NNMambaLandmark(ResidualUNet):
     """nnMamba for landmarks (https://arxiv.org/abs/2402.03526): a residual U-Net with one Mamba layer on its stem.
 
+    The first skip is taken behind the Mamba layer, which is our reading.
     One map a landmark, of any image size: a heat map when it is trained as one, logits when it is trained to segment.
     15,205,952 parameters in 3-D for 1 channel and 16 landmarks.
 
@@ -223,6 +224,8 @@ class NNMambaCls(ClassificationNetwork):
     ) -> None:
         super().__init__()
         _check_options("nnmamba_cls", dims, base_channels=base_channels, blocks=blocks, d_state=d_state)
+        if not 0 <= dropout <= 1:
+            raise InputError(f"Network 'nnmamba_cls': dropout is {dropout}; it must be from 0 to 1.")
         self.in_channels = in_channels
         self.num_classes = num_classes
         self.example_size = EXAMPLE_SIZES[dims]

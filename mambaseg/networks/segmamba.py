@@ -31,7 +31,8 @@ class SegMamba(SegmentationNetwork):
     stages have 64, 32, 16 and 8 slices. The released code cuts every volume into these numbers of parts, so that at
     other depths its third order follows no axis, and fails where they do not divide it. Ours are: slices that are
     those of the map, any size, fewer or more stages, 2-D (a slice is a row), deep supervision, the names of the
-    weights, and how convolutions start.
+    weights, and how convolutions start. Left out is what the paper has and the release has not: a perceptron behind the
+    Mamba layers.
 
     Args:
         in_channels: Channels of the image.
@@ -42,7 +43,8 @@ class SegMamba(SegmentationNetwork):
         d_state: States of the scan.
         gsc: How the gated convolution before a stage's Mamba layers joins its branches: ``sum`` as released,
             ``product`` as in the paper.
-        fue: Weight the stages' maps by their certainty, as the paper describes; the released code does not.
+        fue: Weight the stages' maps by their certainty, an idea of the paper whose formula here is unconfirmed; the
+            released code does not.
         checkpointing: Trade time for memory: recompute block activations in the backward pass.
         deep_supervision: Return logits at stride 1 and at those of all stages but the deepest.
 
@@ -68,7 +70,7 @@ class SegMamba(SegmentationNetwork):
         deep_supervision: bool = False,
     ) -> None:
         super().__init__()
-        _check_options(dims, base_channels, depths, gsc)
+        _check_options(dims, base_channels, depths, d_state, gsc)
         stages = len(depths)
         widths = [base_channels * 2**level for level in range(stages + 1)]
         self.in_channels = in_channels
@@ -98,7 +100,7 @@ class SegMamba(SegmentationNetwork):
         for stage in self.encoder:
             assert isinstance(stage, SegMambaStage)
             trunk = stage(trunk, recompute)
-            tap = stage.tap(trunk)
+            tap = run(stage.tap, recompute, trunk)
             pyramid.append(weight_by_certainty(tap) if self.fue else tap)
         return pyramid
 
@@ -171,11 +173,12 @@ def weight_by_certainty(x: Tensor) -> Tensor:
     return x * (2 - uncertainty).to(x.dtype)
 
 
-def _check_options(dims: int, base_channels: int, depths: Sequence[int], gsc: str) -> None:
+def _check_options(dims: int, base_channels: int, depths: Sequence[int], d_state: int, gsc: str) -> None:
     if dims not in EXAMPLE_SIZES:
         raise InputError(f"Network 'segmamba': dims is {dims}; it must be 2 or 3.")
-    if base_channels < 1:
-        raise InputError(f"Network 'segmamba': base_channels is {base_channels}; it must be at least 1.")
+    for field, value in (("base_channels", base_channels), ("d_state", d_state)):
+        if value < 1:
+            raise InputError(f"Network 'segmamba': {field} is {value}; it must be at least 1.")
     if not depths or min(depths) < 1:
         raise InputError(f"Network 'segmamba': depths is {list(depths)}; it needs positive values, one a stage.")
     if gsc not in get_args(Join):

@@ -23,8 +23,8 @@ class UvmNet(SegmentationNetwork):
     """UVM-Net (https://arxiv.org/abs/2402.04139): a U-Net with a bidirectional state space model at every level.
 
     1,003,940,200 parameters for 3 channels and 3 classes, 4 GB, of which the scans from channel to channel have
-    947,773,440: their tokens are whole grids. 56,166,760 with ``spatial_ssm=False``; a smaller ``grid`` is the other
-    way to a network that trains.
+    947,773,440: their tokens are whole grids. The paper speaks of some 19 million. 56,166,760 with
+    ``spatial_ssm=False``; a smaller ``grid`` is the other way to a network that trains.
 
     The released task is dehazing: from a colour image to one, which ``add_image`` is for. Here the outputs are the
     logits of the classes. All layers and widths are those of the released code. So is the function, with
@@ -69,7 +69,7 @@ class UvmNet(SegmentationNetwork):
         deep_supervision: bool = False,
     ) -> None:
         super().__init__()
-        _check_options(channels, grid, softmax_dim, tokens)
+        _check_options(channels, grid, d_state, softmax_dim, tokens)
         if add_image and in_channels != num_classes:
             raise InputError(
                 f"Network 'uvm_net': add_image needs as many classes as channels, not {num_classes} and {in_channels}."
@@ -168,11 +168,13 @@ class UvmLevel(nn.Module):
         return x
 
 
-def _check_options(channels: Sequence[int], grid: int, softmax_dim: str, tokens: str) -> None:
+def _check_options(channels: Sequence[int], grid: int, d_state: int, softmax_dim: str, tokens: str) -> None:
     if len(channels) < 2 or min(channels) < 2:
         raise InputError(f"Network 'uvm_net': channels is {list(channels)}; it needs two or more widths of at least 2.")
     if grid < 2:
         raise InputError(f"Network 'uvm_net': grid is {grid}; it must be at least 2.")
+    if d_state < 1:
+        raise InputError(f"Network 'uvm_net': d_state is {d_state}; it must be at least 1.")
     for field, value, known in (("softmax_dim", softmax_dim, SoftmaxDim), ("tokens", tokens, Tokens)):
         if value not in get_args(known):
             raise InputError(

@@ -25,8 +25,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "mamba_unet": {"embed_dim": 32},
     "swin_unet": {"embed_dim": 24},
 }
-LARGE: dict[str, dict[str, Any]] = {"uvm_net": {"grid": 16}}
-"""Options of networks whose default form has a billion parameters."""
+RECORDED: dict[str, dict[str, Any]] = {
+    "uvm_net": {"grid": 16},
+    "segmamba": {"dims": 2},
+    "nnmamba_seg": {"dims": 2},
+    "nnmamba_landmark": {"dims": 2},
+}
+"""Options of networks that are for volumes by default, or have a billion parameters."""
 SIZE = 64
 
 
@@ -201,9 +206,8 @@ def assert_learns(network: nn.Module) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", list_networks("segment"))
 def test_every_network_can_be_recorded(name: str) -> None:
-    network = create_network(name, 1, 3, **LARGE.get(name, {}))
-    if len(network.stride if isinstance(network.stride, tuple) else network.example_size) != 2:
-        pytest.skip("3-D")
+    network = create_network(name, 1, 3, **RECORDED.get(name, {}))
+    assert network.spatial_axes == 2
     networks = {name: network.cuda().train()}
     output, _ = StudentGraphs(networks)(images(0, batch=2))[name]  # type: ignore[arg-type]
     output.float().square().mean().backward()

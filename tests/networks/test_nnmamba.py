@@ -172,6 +172,24 @@ def test_landmarks_have_no_gates_and_one_mamba_layer():
     assert network.encoder.stem_layer.residual
 
 
+@torch.no_grad()
+def test_the_stem_layer_comes_before_stages_and_skips():
+    image = torch.randn(1, 1, 32, 32, 32)
+    for name in ("nnmamba_landmark", "nnmamba_cls"):
+        network = fitted(name)
+        stem = network.encoder.stem(image)
+        if name == "nnmamba_cls":
+            first = stem + network.encoder.stem_layer.layer(stem)
+        else:
+            first = network.encoder.stem_layer(stem)
+        expected = [first]
+        for stage in network.encoder.stages:
+            expected.append(stage(expected[-1]))
+        for level, known in zip(network.features(image), expected, strict=True):
+            torch.testing.assert_close(level, known)
+        assert not torch.allclose(first, stem, atol=1e-3)
+
+
 @pytest.mark.parametrize(("dims", "size"), [(3, (24, 30, 24)), (3, (17, 1, 9)), (2, (40, 33))])
 def test_classifier_takes_any_size_as_it_is(dims, size):
     network, x = fitted("nnmamba_cls", 2, dims=dims), torch.randn(2, 2, *size)
@@ -223,6 +241,8 @@ def test_impossible_options_are_named(name, options, message):
 
 
 def test_words_and_misspelt_options_are_named():
+    with pytest.raises(InputError, match=r"dropout is 1.5; it must be from 0 to 1"):
+        small("nnmamba_cls", dropout=1.5)
     with pytest.raises(InputError, match="mamba_layer is 'plane'; it must be residual or plain"):
         small("nnmamba_seg", mamba_layer="plane")
     with pytest.raises(InputError, match="Did you mean"):

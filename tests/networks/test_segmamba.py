@@ -1,7 +1,10 @@
 """SegMamba: published counts and sizes, the three orders against the Mamba block written out, the paper's options."""
 
+import warnings
+
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from mambaseg.errors import InputError
@@ -200,6 +203,57 @@ def test_options_of_the_paper_change_the_function_and_no_weight():
         torch.testing.assert_close(weighted, weight_by_certainty(tap))
 
 
+def conv_norm_relu(part, x):
+    return F.relu(F.instance_norm(part.conv(x)))
+
+
+def residual(block, x):
+    out = F.leaky_relu(F.instance_norm(block.conv1.conv(x)), 0.01)
+    out = F.instance_norm(block.conv2.conv(out))
+    shortcut = x if block.conv3 is None else F.instance_norm(block.conv3.conv(x))
+    return F.leaky_relu(out + shortcut, 0.01)
+
+
+def as_written(network, image):
+    """The released network with the blocks in their order; ``TriOrientedMamba`` has tests of its own."""
+    x, taps = image, []
+    for number, stage in enumerate(network.encoder):
+        x = stage.down.conv(F.instance_norm(x) if number else x)
+        near = conv_norm_relu(stage.gsc.spatial[1], conv_norm_relu(stage.gsc.spatial[0], x))
+        x = x + conv_norm_relu(stage.gsc.fuse, near + conv_norm_relu(stage.gsc.pointwise, x))
+        for layer in stage.layers:
+            slices = x.flatten(3).permute(0, 2, 3, 1)
+            normed = F.layer_norm(slices, slices.shape[3:], layer.norm.weight, layer.norm.bias)
+            x = x + layer.mamba(normed).permute(0, 3, 1, 2).unflatten(3, x.shape[3:])
+        taps.append(stage.tap.narrow(F.gelu(stage.tap.widen(F.instance_norm(x)))))
+    *skips, out = [residual(block.layer, level) for block, level in zip(network.skips, [image, *taps], strict=True)]
+    for up, skip in zip(reversed(network.ups), reversed(skips), strict=True):
+        out = residual(up.conv_block, torch.cat([up.transp_conv.conv(out), skip], 1))
+    return network.heads[0].conv.conv(residual(network.last.layer, out))
+
+
+def test_the_network_is_the_written_one():
+    network = small(2, base_channels=4, depths=[2, 1, 1]).double()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+        image = torch.randn(1, 2, 16, 24, 16, dtype=torch.float64)
+        torch.testing.assert_close(network(image), as_written(network, image))
+
+
+def test_thin_volumes_are_padded_to_one_step():
+    network = small()
+    step = network.stride
+    for size, padded in (((1, step, 3), (2, 2, 2)), ((1, step + 1, 3), (1, 2, 1)), ((2 * step, 1, 1), (2, 1, 1))):
+        assert network.pad(torch.zeros(1, 1, *size)).shape[2:] == tuple(step * cells for cells in padded)
+
+
+@pytest.mark.parametrize(("dims", "shape"), [(3, (2, 1, 16, 16)), (3, (1, 16, 16)), (2, (1, 1, 16, 16, 16))])
+def test_images_of_other_axes_are_told(dims, shape):
+    with pytest.raises(ValueError, match=f"{dims} spatial axes.*option dims"):
+        small(dims=dims)(torch.zeros(shape))
+
+
 @pytest.mark.parametrize("size", [(8, 8, 8), (5, 17, 20), (1, 3, 2), (16, 9, 8)])
 def test_volumes_of_any_size_with_deep_supervision(size):
     network = small(3, depths=[1, 2, 1], deep_supervision=True).eval()
@@ -239,6 +293,15 @@ def test_checkpointing_of_volumes_changes_nothing_but_memory():
         torch.testing.assert_close(plain, recomputed)
 
 
+def test_training_volumes_in_bfloat16_on_a_cpu_is_warned_of():
+    network, image = small().train(), torch.randn(2, 1, 8, 8, 8)
+    with pytest.warns(UserWarning, match=r"bfloat16 are wrong.*trainer.precision: 32-true"), torch.autocast("cpu"):
+        network(image)
+    with warnings.catch_warnings(), torch.autocast("cpu"):
+        warnings.simplefilter("error")
+        network.eval()(image)
+
+
 def test_repeated_passes_are_bit_equal():
     x, runs = torch.randn(1, 1, 8, 8, 8), []
     network = small()
@@ -255,6 +318,7 @@ def test_repeated_passes_are_bit_equal():
     [
         ({"dims": 1}, "dims is 1; it must be 2 or 3"),
         ({"base_channels": 0}, "base_channels is 0"),
+        ({"d_state": 0}, "d_state is 0"),
         ({"depths": []}, r"depths is \[\]; it needs positive values"),
         ({"depths": [2, 0]}, r"depths is \[2, 0\]"),
         ({"gsc": "mean"}, "gsc is 'mean'; it must be 'sum' or 'product'"),

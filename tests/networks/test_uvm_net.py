@@ -263,6 +263,7 @@ def test_a_smaller_grid_is_a_smaller_network():
         ({"channels": [8]}, r"channels is \[8\]; it needs two or more widths of at least 2"),
         ({"channels": [8, 1]}, r"channels is \[8, 1\]"),
         ({"grid": 1}, "grid is 1; it must be at least 2"),
+        ({"d_state": 0}, "d_state is 0; it must be at least 1"),
         ({"softmax_dim": "places"}, "softmax_dim is 'places'; it must be one of 'batch', 'tokens', 'channels'"),
         ({"tokens": "rows"}, "tokens is 'rows'; it must be one of 'places', 'memory'"),
         ({"add_image": True, "num_classes": 4}, "add_image needs as many classes as channels, not 4 and 3"),

@@ -11,7 +11,7 @@ from mambaseg.networks.layers.dims import BATCH_NORM, CONV, INSTANCE_NORM
 
 
 class ResidualConvBlock(Block):
-    """act(norm2(conv2(act(norm1(conv1(x))))) + shortcut(x)) with LeakyReLU.
+    """act(norm2(conv2(act(norm1(conv1(x))))) + shortcut(x)) with LeakyReLU; what a caller adds goes into the sum.
 
     Args:
         conv1: First convolution; it may stride.
