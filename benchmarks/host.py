@@ -27,7 +27,6 @@ from typing import Any
 import lightning.pytorch as L
 import torch
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from mambaseg.callbacks.provenance import code_version
 from mambaseg.commands.bench import choose_arm
@@ -37,7 +36,6 @@ from mambaseg.io.csv_record import append_rows
 from mambaseg.lightning_cli import TrainingCLI, build
 from mambaseg.methods.components import student_graphs
 from mambaseg.methods.components.recorded_passes import Pass, RecordedPasses
-from mambaseg.methods.components.replicas import Replicas
 from mambaseg.methods.components.student_graphs import StudentGraphs
 
 RESULTS = Path(__file__).parent / "results" / "host.csv"
@@ -105,11 +103,8 @@ class Clock(L.Callback):
         self.times: list[float] = []
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Record with stand-ins, as the module records where it finds a GPU."""
-        ddp = trainer.strategy.model
-        several = isinstance(ddp, DistributedDataParallel)
-        pl_module._graphs = StudentGraphs(pl_module.networks, gathered=several)
-        pl_module._replicas = Replicas(ddp, pl_module, pl_module._graphs) if several else None
+        """Record, though there is no GPU."""
+        pl_module.record_passes()
 
     def on_train_batch_end(self, *_: Any) -> None:
         """Note the time."""

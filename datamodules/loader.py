@@ -140,7 +140,6 @@ class ResumableDataLoader(DataLoader[Sample]):
 
     def _do_without_workers(self) -> None:
         self.num_workers, self.timeout = 0, 0
-        self._sender.slots = None
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position in the run and what the position depends on."""

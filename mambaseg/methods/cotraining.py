@@ -238,10 +238,14 @@ class CoTrainingModule(L.LightningModule, ABC):
         # Anomaly detection reads every gradient, which no recording allows.
         recordable = whole and not getattr(self.trainer, "_detect_anomaly", False)
         if self.cuda_graphs and recordable and self.device.type == "cuda":
-            ddp = self.trainer.strategy.model
-            self._graphs = StudentGraphs(self.networks, gathered=isinstance(ddp, DistributedDataParallel))
-            if isinstance(ddp, DistributedDataParallel):
-                self._replicas = Replicas(ddp, self, self._graphs)
+            self.record_passes()
+
+    def record_passes(self) -> None:
+        """Record the students' passes from now on; under DDP, average their gradients in one piece."""
+        ddp = self.trainer.strategy.model
+        self._graphs = StudentGraphs(self.networks, gathered=isinstance(ddp, DistributedDataParallel))
+        if isinstance(ddp, DistributedDataParallel):
+            self._replicas = Replicas(ddp, self, self._graphs)
 
     def on_validation_start(self) -> None:
         """Score the same networks in every process."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from mambaseg.errors import InputError
 from mambaseg.networks.base import ClassificationNetwork, Network, SegmentationNetwork
+from mambaseg.networks.option_checks import check_counts
 from mambaseg.networks.register import NETWORKS, TASKS, Task
 from mambaseg.networks.weights import WeightsConfig, load_weights
 from mambaseg.registry import unknown_name
@@ -41,9 +42,7 @@ def create_network(
         InputError: The name or an option does not exist, a count is not positive, or the weights cannot be used.
     """
     builder = NETWORKS.get(name)
-    for field, value in (("in_channels", in_channels), ("num_classes", num_classes)):
-        if value < 1:
-            raise InputError(f"Network {name!r}: {field} is {value}; it must be at least 1.")
+    check_counts(f"Network {name!r}", in_channels=in_channels, num_classes=num_classes)
     known = options_of(name) | {"weights"}
     for option in options:
         if option not in known:

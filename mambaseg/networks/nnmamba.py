@@ -10,15 +10,15 @@ from torch import Tensor, nn
 from mambaseg.errors import InputError
 from mambaseg.networks.base import ClassificationNetwork, SegmentationNetwork
 from mambaseg.networks.layers.conv_norm_act import double_conv
-from mambaseg.networks.layers.dims import CONV
+from mambaseg.networks.layers.dims import CONV, EXAMPLE_SIZES
 from mambaseg.networks.layers.linear_doubling import linear_doubling
 from mambaseg.networks.layers.mamba_layer import MambaLayer
 from mambaseg.networks.layers.nnmamba_layer import Added, NNMambaLayer
 from mambaseg.networks.layers.nnmamba_unet import GatedDecoder, ResidualEncoder
+from mambaseg.networks.option_checks import check_counts, check_dims
 from mambaseg.networks.register import register_network
 
 STAGES = 3
-EXAMPLE_SIZES = {2: (224, 224), 3: (128, 128, 128)}
 
 
 class ResidualUNet(SegmentationNetwork):
@@ -254,11 +254,8 @@ class NNMambaCls(ClassificationNetwork):
 
 
 def _check_options(name: str, dims: int, **counts: int) -> None:
-    if dims not in EXAMPLE_SIZES:
-        raise InputError(f"Network {name!r}: dims is {dims}; it must be 2 or 3.")
-    for field, value in counts.items():
-        if value < 1:
-            raise InputError(f"Network {name!r}: {field} is {value}; it must be at least 1.")
+    check_dims(f"Network {name!r}", dims)
+    check_counts(f"Network {name!r}", **counts)
 
 
 def _widths(base_channels: int) -> list[int]:

@@ -12,14 +12,13 @@ from mambaseg.errors import InputError
 from mambaseg.kernels.accumulation import state_dtype
 from mambaseg.networks.base import SegmentationNetwork
 from mambaseg.networks.layers.conv_init import init_conv
-from mambaseg.networks.layers.dims import CONV, INSTANCE_NORM
+from mambaseg.networks.layers.dims import CONV, EXAMPLE_SIZES, INSTANCE_NORM
 from mambaseg.networks.layers.gated_conv import GatedSpatialConv, Join
 from mambaseg.networks.layers.recompute import run
 from mambaseg.networks.layers.tri_oriented_mamba import TriOrientedLayer
 from mambaseg.networks.layers.unetr_block import UnetrBlock, UnetrHead, UnetrUpBlock
+from mambaseg.networks.option_checks import check_counts, check_dims
 from mambaseg.networks.register import register_network
-
-EXAMPLE_SIZES = {2: (224, 224), 3: (128, 128, 128)}
 
 
 @register_network("segmamba")
@@ -174,11 +173,8 @@ def weight_by_certainty(x: Tensor) -> Tensor:
 
 
 def _check_options(dims: int, base_channels: int, depths: Sequence[int], d_state: int, gsc: str) -> None:
-    if dims not in EXAMPLE_SIZES:
-        raise InputError(f"Network 'segmamba': dims is {dims}; it must be 2 or 3.")
-    for field, value in (("base_channels", base_channels), ("d_state", d_state)):
-        if value < 1:
-            raise InputError(f"Network 'segmamba': {field} is {value}; it must be at least 1.")
+    check_dims("Network 'segmamba'", dims)
+    check_counts("Network 'segmamba'", base_channels=base_channels, d_state=d_state)
     if not depths or min(depths) < 1:
         raise InputError(f"Network 'segmamba': depths is {list(depths)}; it needs positive values, one a stage.")
     if gsc not in get_args(Join):

@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from mambaseg.errors import InputError
 from mambaseg.networks.base import SegmentationNetwork
 from mambaseg.networks.layers.conv_init import init_conv
+from mambaseg.networks.layers.dims import EXAMPLE_SIZES
 from mambaseg.networks.layers.mamba_layer import MambaLayer
 from mambaseg.networks.layers.umamba_unet import UMambaDecoder, UMambaEncoder, UMambaPlan
+from mambaseg.networks.option_checks import check_counts, check_dims
 from mambaseg.networks.register import register_network
 
 MAX_CHANNELS = {2: 512, 3: 320}
-EXAMPLE_SIZES = {2: (224, 224), 3: (128, 128, 128)}
 
 PerAxis = int | Sequence[int]
 """One number for all axes, or one for each."""
@@ -148,11 +149,8 @@ def make_plan(
     Raises:
         InputError: A value is impossible; the message names the option and the value.
     """
-    if dims not in MAX_CHANNELS:
-        raise InputError(f"U-Mamba: dims is {dims}; it must be 2 or 3.")
-    for field, value in (("base_channels", base_channels), ("blocks", blocks)):
-        if value < 1:
-            raise InputError(f"U-Mamba: {field} is {value}; it must be at least 1.")
+    check_dims("U-Mamba", dims)
+    check_counts("U-Mamba", base_channels=base_channels, blocks=blocks)
     by_axis = _by_axis("strides", strides, dims)
     if len(by_axis) < 2 or set(by_axis[0]) != {1}:
         raise InputError(f"U-Mamba: strides is {list(strides)}; it needs two or more stages, the first with 1.")

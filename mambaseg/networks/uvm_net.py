@@ -12,6 +12,7 @@ from mambaseg.networks.layers.conv_norm import ConvBeforeNorm, convolve_and_norm
 from mambaseg.networks.layers.memory import channels_last
 from mambaseg.networks.layers.recompute import run
 from mambaseg.networks.layers.uvm_block import SoftmaxDim, Tokens, UvmBlock, UvmForm
+from mambaseg.networks.option_checks import check_counts
 from mambaseg.networks.register import register_network
 from mambaseg.networks.unet import double_and_join
 
@@ -173,8 +174,7 @@ def _check_options(channels: Sequence[int], grid: int, d_state: int, softmax_dim
         raise InputError(f"Network 'uvm_net': channels is {list(channels)}; it needs two or more widths of at least 2.")
     if grid < 2:
         raise InputError(f"Network 'uvm_net': grid is {grid}; it must be at least 2.")
-    if d_state < 1:
-        raise InputError(f"Network 'uvm_net': d_state is {d_state}; it must be at least 1.")
+    check_counts("Network 'uvm_net'", d_state=d_state)
     for field, value, known in (("softmax_dim", softmax_dim, SoftmaxDim), ("tokens", tokens, Tokens)):
         if value not in get_args(known):
             raise InputError(

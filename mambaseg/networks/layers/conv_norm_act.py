@@ -1,4 +1,6 @@
-"""A convolution with batch norm and ReLU, 2-D and 3-D."""
+"""A convolution with a norm and ReLU, 2-D and 3-D."""
+
+from collections.abc import Callable, Mapping
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,14 +19,22 @@ class ConvNormAct(Block):
         kernel: Side of the convolution, odd.
         stride: Its stride.
         bias: Whether it has a bias.
+        norms: The norm by spatial dimensions.
     """
 
     def __init__(
-        self, dims: int, in_channels: int, out_channels: int, kernel: int = 3, stride: int = 1, bias: bool = True
+        self,
+        dims: int,
+        in_channels: int,
+        out_channels: int,
+        kernel: int = 3,
+        stride: int = 1,
+        bias: bool = True,
+        norms: Mapping[int, Callable[..., nn.Module]] = BATCH_NORM,
     ) -> None:
         super().__init__()
         self.conv = CONV[dims](in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=bias)
-        self.norm = BATCH_NORM[dims](out_channels)
+        self.norm = norms[dims](out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, out_channels, *S') of ``x`` (B, in_channels, *S)."""

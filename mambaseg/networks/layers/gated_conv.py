@@ -1,12 +1,13 @@
 """SegMamba's gated spatial convolution, 2-D and 3-D."""
 
-from collections import OrderedDict
+from functools import partial
 from typing import Literal
 
 from torch import Tensor, nn
 
 from mambaseg.networks.layers.block import Block
-from mambaseg.networks.layers.dims import CONV, INSTANCE_NORM
+from mambaseg.networks.layers.conv_norm_act import ConvNormAct
+from mambaseg.networks.layers.dims import INSTANCE_NORM
 
 Join = Literal["sum", "product"]
 """How the two branches are joined."""
@@ -26,17 +27,13 @@ class GatedSpatialConv(Block):
     def __init__(self, dims: int, channels: int, join: Join = "sum") -> None:
         super().__init__()
         self.join = join
-        self.spatial = nn.Sequential(_conv_norm_relu(dims, channels, 3), _conv_norm_relu(dims, channels, 3))
-        self.pointwise = _conv_norm_relu(dims, channels, 1)
-        self.fuse = _conv_norm_relu(dims, channels, 1)
+        build = partial(ConvNormAct, dims, channels, channels, norms=INSTANCE_NORM)
+        self.spatial = nn.Sequential(build(kernel=3), build(kernel=3))
+        self.pointwise = build(kernel=1)
+        self.fuse = build(kernel=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, C, *S) of ``x`` (B, C, *S)."""
         spatial, pointwise = self.spatial(x), self.pointwise(x)
         out: Tensor = self.fuse(spatial * pointwise if self.join == "product" else spatial + pointwise)
         return x + out
-
-
-def _conv_norm_relu(dims: int, channels: int, kernel: int) -> nn.Sequential:
-    conv = CONV[dims](channels, channels, kernel, padding=kernel // 2)
-    return nn.Sequential(OrderedDict(conv=conv, norm=INSTANCE_NORM[dims](channels), act=nn.ReLU()))

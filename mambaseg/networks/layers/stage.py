@@ -3,9 +3,9 @@
 from collections.abc import Iterable
 
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from mambaseg.networks.layers.block import Block
+from mambaseg.networks.layers.recompute import run
 
 
 class Stage(nn.Module):
@@ -34,7 +34,7 @@ class Stage(nn.Module):
     def transform(self, x: Tensor) -> Tensor:
         """Return what the blocks make of ``x`` (B, H, W, C), before resampling."""
         for block in self.blocks:
-            x = checkpoint(block, x, use_reentrant=False) if self.checkpointing and self.training else block(x)
+            x = run(block, self.checkpointing and self.training, x)
         return x
 
     def resample(self, x: Tensor) -> Tensor:
