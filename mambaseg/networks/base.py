@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mambaseg.errors import InputError
 from mambaseg.networks.weights.report import LoadReport
 
 NO_DECAY_MARK = "_no_weight_decay"
@@ -49,10 +50,11 @@ class Network(nn.Module, ABC):
         """Return the images ``x`` (B, C, *S) padded to a size that ``features`` takes.
 
         Raises:
-            ValueError: They have another number of axes or channels than the network was built for.
+            InputError: They have another number of axes than the network was built for.
+            ValueError: They have another number of channels.
         """
         if x.dim() != self.spatial_axes + 2:
-            raise ValueError(
+            raise InputError(
                 f"{type(self).__name__} was built for {self.spatial_axes} spatial axes and got an input of shape "
                 f"{tuple(x.shape)}; networks for both have an option dims"
             )
